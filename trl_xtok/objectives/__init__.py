@@ -1,0 +1,40 @@
+"""Log-probs, chunk sums, credit and losses on tensors; no tokenizer and no trl."""
+
+from .chunk_ops import chunk_sizes, spread_over_tokens, sum_by_chunk
+from .credit import (
+    Credit,
+    additive,
+    chunk,
+    chunk_advantages,
+    clip_advantages,
+    dropped_charge,
+    finite_chunks,
+    proportional,
+    text_correction,
+    uniform,
+)
+from .logps import Backend, LMHead, default_block_size, token_logps
+from .losses import chunk_rkl, reverse_kl_estimate
+
+
+__all__ = [
+    "Backend",
+    "Credit",
+    "LMHead",
+    "additive",
+    "chunk",
+    "chunk_advantages",
+    "chunk_rkl",
+    "chunk_sizes",
+    "clip_advantages",
+    "default_block_size",
+    "dropped_charge",
+    "finite_chunks",
+    "proportional",
+    "reverse_kl_estimate",
+    "spread_over_tokens",
+    "sum_by_chunk",
+    "text_correction",
+    "token_logps",
+    "uniform",
+]

@@ -1,0 +1,1 @@
+"""The TRL trainer; the only folder that imports trl."""

@@ -1,0 +1,101 @@
+"""Log-probs of a micro-batch -> the advantage of each of its tokens, and what there is to report about them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..objectives import (
+    chunk_advantages,
+    chunk_sizes,
+    clip_advantages,
+    dropped_charge,
+    reverse_kl_estimate,
+    sum_by_chunk,
+    text_correction,
+)
+from .config import CrossTokenizerGKDConfig
+from .window import MicroBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Credited:
+    """The advantages of a micro-batch.
+
+    Attributes:
+        advantages: One per completion token; 0 for tokens that are not trained on.
+        scored: Tokens whose advantage comes from a teacher score.
+        clipped: Tokens whose advantage was clipped.
+        log_ratios: `L_S - L_T` of each chunk; 0 for chunks that are not trained on.
+        trained: Chunks that are trained on.
+    """
+
+    advantages: Float[Tensor, " tokens"]
+    scored: Bool[Tensor, " tokens"]
+    clipped: Bool[Tensor, " tokens"]
+    log_ratios: Float[Tensor, " chunks"]
+    trained: Bool[Tensor, " chunks"]
+
+    def sum_and_count(self) -> Float[Tensor, "2"]:
+        """Sum of the advantages that come from scores, and their number."""
+        return torch.stack([self.advantages[self.scored].sum(), self.scored.sum().to(self.advantages.dtype)])
+
+    def report(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """The sums that `RunMetrics` takes."""
+        ends = self.trained & (batch.chunk_bytes == 0)
+        texts = self.trained & ~ends
+        return {
+            "trained": self.scored.sum(),
+            "clipped": self.clipped.sum(),
+            "log_ratio": self.log_ratios[texts].sum(),
+            "bytes": batch.chunk_bytes[texts].sum(),
+            "end_log_ratio": self.log_ratios[ends].sum(),
+            "ends": ends.sum(),
+        }
+
+
+def credit_tokens(
+    student_logps: Float[Tensor, " tokens"], batch: MicroBatch, args: CrossTokenizerGKDConfig
+) -> Credited:
+    """Advantages by the rule of `args.credit`, corrected, clipped and charged; nothing of it carries a gradient."""
+    student_logps = student_logps.detach()
+    scored = batch.chunks >= 0
+    trained = chunk_sizes(batch.chunks, batch.num_chunks) > 0
+    log_ratios = reverse_kl_estimate(sum_by_chunk(student_logps, batch.chunks, batch.num_chunks), batch.teacher_logps)
+    advantages = chunk_advantages(student_logps, batch.teacher_logps, batch.chunks, args.credit)
+    if batch.units is not None:
+        canonical = sum_by_chunk(batch.canonical_logps, batch.canonical_units, len(batch.differs))
+        advantages = advantages - text_correction(student_logps, canonical, batch.units, batch.differs, args.credit)
+    advantages, clipped = clip_advantages(advantages, args.advantage_clip)
+    advantages = torch.where(batch.charged, batch.charge, advantages)
+    return Credited(advantages, scored, clipped & scored, log_ratios.where(trained, 0.0), trained)
+
+
+@torch.no_grad()
+def charge_dropped(
+    batches: Sequence[MicroBatch],
+    score: Callable[[dict[str, Tensor]], Float[Tensor, " tokens"]],
+    args: CrossTokenizerGKDConfig,
+    accelerator: Accelerator,
+) -> None:
+    """Set the charge of all micro-batches of an optimizer step, the same on every rank.
+
+    A mean over the step needs the advantages before the first backward, hence a pass of the student without gradient.
+    To be called on all ranks or on none.
+
+    Args:
+        batches: The micro-batches of the step.
+        score: The student's log-probs of packed completions.
+        args: The training arguments.
+        accelerator: Sums over ranks.
+    """
+    sums = torch.zeros(2, device=accelerator.device)
+    if args.dropped_advantage == "mean":
+        sums += sum(credit_tokens(score(batch.packed), batch, args).sum_and_count() for batch in batches)
+        sums = accelerator.reduce(sums, "sum")
+    charge = dropped_charge(args.dropped_advantage, *sums)
+    for batch in batches:
+        batch.charge = charge

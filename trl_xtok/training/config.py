@@ -1,0 +1,237 @@
+"""The training arguments: those of `GKDConfig`, and what cross-tokenizer distillation adds."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from ..errors import ConfigError
+from .trl_compat import GKDConfig
+
+
+# Inherited fields that no code path of this trainer reads yet, with the only value they may have.
+_ONLY_VALUE: dict[str, Any] = {
+    "lmbda": 1.0,
+    "seq_kd": False,
+    "beta": 0.5,
+    "assistant_only_loss": False,
+    "average_tokens_across_devices": True,
+    "completion_only_loss": None,
+    "dataset_kwargs": None,
+    "dataset_num_proc": None,
+    "dataset_text_field": "text",
+    "eval_packing": None,
+    "label_smoothing_factor": 0.0,
+    "loss_type": "nll",
+    "packing": False,
+    "packing_strategy": "bfd",
+    "pad_to_multiple_of": None,
+    "padding_free": False,
+    "router_aux_loss_coef": None,
+    "shuffle_dataset": False,
+    "truncation_mode": "keep_start",
+}
+
+
+@dataclass
+class CrossTokenizerGKDConfig(GKDConfig):
+    """
+    Configuration class for [`CrossTokenizerGKDTrainer`].
+
+    This class includes only the parameters that cross-tokenizer distillation adds to [`experimental.gkd.GKDConfig`],
+    and the defaults that it changes: `temperature=1.0`, `lmbda=1.0`, `bf16` (bfloat16 on Ampere or newer, else float16
+    on CUDA, else float32) and `use_cpu` (`True` without an accelerator).
+
+    Args:
+        objective (`str`, *optional*, defaults to `"auto"`):
+            What is minimised. `"chunk_rkl"` is the chunk-aligned reverse KL of the [paper](https://huggingface.co/papers/2606.09456).
+            `"auto"` chooses it.
+        credit (`str`, *optional*, defaults to `"proportional"`):
+            How a chunk's signal is split over its student tokens: `"proportional"` (the paper), `"additive"`,
+            `"uniform"` or `"chunk"` (the whole signal to every token).
+        segmentation (`str`, *optional*, defaults to `"path"`):
+            `"path"` scores the tokens that the student sampled. `"text"` also scores the student's own canonical
+            tokenization of the same text and takes away the reward for spreading one text over many tokenizations.
+        advantage_clip (`float` or `None`, *optional*, defaults to `10.0`):
+            Largest absolute advantage of a token, in nats. `None` switches clipping off.
+        dropped_advantage (`float` or `"mean"`, *optional*, defaults to `"mean"`):
+            Advantage of sampled tokens that the student itself made unscorable (invalid UTF-8, unknown ids). `"mean"`
+            is the mean advantage of the scored tokens of the optimizer step, at most zero. `0.0` does not charge them.
+        min_coverage (`float`, *optional*, defaults to `0.5`):
+            Training stops with an error when the share of sampled tokens that can be trained on stays below this.
+        loss_backend (`str`, *optional*, defaults to `"auto"`):
+            Who computes log-probs without logits: `"liger"`, `"torch"`, or `"auto"` (Liger on CUDA, if it can).
+        block_size (`int`, *optional*):
+            Number of tokens whose logits exist at the same time. `None` keeps them under 32 MiB.
+        load_teacher_in_4bit (`bool`, *optional*, defaults to `False`):
+            Whether to load the teacher in 4-bit NF4 with bitsandbytes. Only for a teacher given by name.
+        teacher_quantization_config (`dict` or `str`, *optional*):
+            Arguments of `BitsAndBytesConfig` for a teacher given by name, as a dictionary or JSON.
+        chat_template_kwargs (`dict` or `str`, *optional*):
+            Arguments for the student's chat template, as a dictionary or JSON.
+        teacher_chat_template_kwargs (`dict` or `str`, *optional*):
+            Arguments for the teacher's chat template, for example `{"enable_thinking": false}`.
+        teacher_chat_template_path (`str`, *optional*):
+            Jinja file with the teacher's chat template, for a teacher whose tokenizer has none.
+        generation_batch_size (`int`, *optional*):
+            Number of completions generated together on one device. `None` is `per_device_train_batch_size`.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *GKDConfig._VALID_DICT_FIELDS,
+        "teacher_quantization_config",
+        "chat_template_kwargs",
+        "teacher_chat_template_kwargs",
+    ]
+
+    # Parameters whose default values are overridden from GKDConfig
+    temperature: float = field(
+        default=1.0, metadata={"help": "Temperature for sampling, and for the log-probs of both models."}
+    )
+    lmbda: float = field(
+        default=1.0, metadata={"help": "Share of on-policy student-generated completions. Only 1.0 is supported."}
+    )
+
+    # Parameters that control the objective
+    objective: Literal["auto", "chunk_rkl"] = field(
+        default="auto", metadata={"help": "What is minimised: the chunk-aligned reverse KL (`chunk_rkl`, `auto`)."}
+    )
+    credit: Literal["proportional", "additive", "uniform", "chunk"] = field(
+        default="proportional", metadata={"help": "How a chunk's signal is split over its student tokens."}
+    )
+    segmentation: Literal["path", "text"] = field(
+        default="path",
+        metadata={"help": "Whether to reward the sampled tokens (`path`) or the text that they spell (`text`)."},
+    )
+    advantage_clip: float | None = field(
+        default=10.0, metadata={"help": "Largest absolute advantage of a token, in nats. None switches clipping off."}
+    )
+    # Annotated as `str` since the command-line parser takes one type per argument; a number is accepted too.
+    dropped_advantage: str = field(
+        default="mean",
+        metadata={
+            "help": "Advantage of sampled tokens that the student itself made unscorable: a number, or `mean` for the "
+            "mean of the scored tokens, at most zero."
+        },
+    )
+    min_coverage: float = field(
+        default=0.5,
+        metadata={"help": "Training stops when the share of trained sampled tokens stays below this value."},
+    )
+
+    # Parameters that control the computation
+    loss_backend: Literal["auto", "liger", "torch"] = field(
+        default="auto", metadata={"help": "Who computes log-probs without logits."}
+    )
+    block_size: int | None = field(
+        default=None,
+        metadata={"help": "Number of tokens whose logits exist at the same time. None keeps them under 32 MiB."},
+    )
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of completions generated together on one device. None is `per_device_train_batch_size`."
+        },
+    )
+
+    # Parameters that control the teacher and the prompts
+    load_teacher_in_4bit: bool = field(
+        default=False, metadata={"help": "Whether to load the teacher in 4-bit NF4 with bitsandbytes."}
+    )
+    teacher_quantization_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of `BitsAndBytesConfig` for the teacher."}
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments for the student's chat template."}
+    )
+    teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments for the teacher's chat template."}
+    )
+    teacher_chat_template_path: str | None = field(
+        default=None, metadata={"help": "Jinja file with the teacher's chat template, if its tokenizer has none."}
+    )
+
+    def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and _has_bf16(self.use_cpu)
+            self.fp16 = self.fp16 or (not self.bf16 and not self.use_cpu and torch.cuda.is_available())
+        super().__post_init__()
+        self._refuse_unsupported()
+        self._check_ranges()
+        self._check_teacher()
+        if self.dropped_advantage != "mean":
+            self.dropped_advantage = _number("dropped_advantage", self.dropped_advantage)
+        if self.generation_batch_size is None:
+            self.generation_batch_size = self.per_device_train_batch_size
+
+    def _refuse_unsupported(self):
+        for name, value in _ONLY_VALUE.items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"`{name}={getattr(self, name)!r}` is not supported by cross-tokenizer distillation and would be "
+                    f"ignored. Leave it at `{value!r}`."
+                )
+        _check_literals(self)
+
+    def _check_ranges(self):
+        if self.temperature <= 0:
+            raise ConfigError(f"`temperature` must be positive, got {self.temperature}.")
+        if not 0 <= self.min_coverage <= 1:
+            raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {self.min_coverage}.")
+        if self.advantage_clip is not None and self.advantage_clip <= 0:
+            raise ConfigError(
+                f"`advantage_clip` must be positive, got {self.advantage_clip}. Use None to switch clipping off."
+            )
+        for name in ("block_size", "generation_batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+        if self.max_length is not None and self.max_new_tokens >= self.max_length:
+            raise ConfigError(
+                f"`max_new_tokens={self.max_new_tokens}` leaves no room for a prompt within "
+                f"`max_length={self.max_length}`, which counts prompt and completion. Raise `max_length`, set it to "
+                "None, or lower `max_new_tokens`."
+            )
+
+    def _check_teacher(self):
+        if self.load_teacher_in_4bit and self.teacher_quantization_config is not None:
+            raise ConfigError(
+                "`load_teacher_in_4bit` and `teacher_quantization_config="
+                f"{self.teacher_quantization_config!r}` both say how to quantize the teacher. Keep one of them."
+            )
+        quantized = self.load_teacher_in_4bit or self.teacher_quantization_config is not None
+        if quantized and "quantization_config" in (self.teacher_model_init_kwargs or {}):
+            raise ConfigError(
+                "`teacher_model_init_kwargs` holds a `quantization_config` beside `load_teacher_in_4bit` or "
+                "`teacher_quantization_config`. Keep one of them."
+            )
+
+
+def _has_bf16(use_cpu: bool) -> bool:
+    """Whether bfloat16 is fast here: float32 is the reference on a CPU, and cards before Ampere only emulate it."""
+    if use_cpu or not torch.accelerator.is_available():
+        return False
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return False
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"`{name}` must be a number or 'mean', got {value!r}.") from None
+
+
+def _check_literals(args: CrossTokenizerGKDConfig) -> None:
+    choices = {
+        "objective": ("auto", "chunk_rkl"),
+        "credit": ("proportional", "additive", "uniform", "chunk"),
+        "segmentation": ("path", "text"),
+        "loss_backend": ("auto", "liger", "torch"),
+    }
+    for name, allowed in choices.items():
+        if getattr(args, name) not in allowed:
+            raise ConfigError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(args, name)!r}.")

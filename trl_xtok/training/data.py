@@ -1,0 +1,133 @@
+"""Dataset rows -> prompts in the tokens of both models.
+
+Prompts come from a `prompt` column (text or messages) or from `messages`, whose last assistant turn is left out: the
+student writes the completion. Each model gets its own prompt: plain text as it is, messages in its own chat template.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import is_conversational
+
+from ..alignment.templates import prompt_ids
+from ..errors import DataError
+
+
+Prompt = str | list[dict[str, Any]]
+
+
+def read_prompt(example: Mapping[str, Any]) -> Prompt:
+    """The prompt of a dataset row: text or messages that do not end with an assistant turn.
+
+    Raises:
+        DataError: If the row has no column a prompt can be read from, or nothing is left of it.
+    """
+    if "prompt" in example:
+        prompt = example["prompt"]
+    elif "messages" in example:
+        prompt = list(example["messages"])
+        if prompt and prompt[-1]["role"] == "assistant":
+            prompt = prompt[:-1]
+    else:
+        raise DataError(
+            f"The dataset has the columns {', '.join(example) or '(none)'}, and none holds a prompt. Give it a "
+            "`prompt` column (text, or a list of messages) or a `messages` column."
+        )
+    if not prompt:
+        raise DataError(
+            f"A row has an empty prompt: {dict(example)!r}. The student needs at least one token to start from; "
+            "remove such rows, for example with `dataset.filter`."
+        )
+    return prompt
+
+
+@dataclass
+class PromptCollator:
+    """Tokenize the prompts of a batch for both models, padded on the left.
+
+    Args:
+        student_tokenizer: Tokenizer of the student.
+        teacher_tokenizer: Tokenizer of the teacher.
+        student_limit: Longest prompt in student tokens, or `None`.
+        teacher_limit: Longest prompt in teacher tokens, or `None`.
+        chat_template_kwargs: Arguments of the student's chat template.
+        teacher_chat_template_kwargs: Arguments of the teacher's chat template.
+        teacher_chat_template: Template for a teacher whose tokenizer has none.
+    """
+
+    student_tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase
+    student_limit: int | None = None
+    teacher_limit: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    teacher_chat_template_kwargs: dict[str, Any] | None = None
+    teacher_chat_template: str | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return `prompts` and `teacher_prompts` `[batch, length]` with their attention masks."""
+        sides = [self.tokenize(read_prompt(example)) for example in examples]
+        student, teacher = zip(*sides, strict=True)
+        prompts, attention_mask = left_pad(student, self.student_tokenizer.pad_token_id)
+        teacher_prompts, teacher_attention_mask = left_pad(teacher, 0)
+        return {
+            "prompts": prompts,
+            "prompt_attention_mask": attention_mask,
+            "teacher_prompts": teacher_prompts,
+            "teacher_prompt_attention_mask": teacher_attention_mask,
+        }
+
+    def tokenize(self, prompt: Prompt) -> tuple[list[int], list[int]]:
+        """The prompt in student tokens and in teacher tokens.
+
+        Raises:
+            DataError: If it is empty or longer than one of the models can take.
+        """
+        student = prompt_ids(self.student_tokenizer, prompt, chat_template_kwargs=self.chat_template_kwargs)
+        teacher = prompt_ids(
+            self.teacher_tokenizer,
+            prompt,
+            chat_template=self.teacher_chat_template,
+            chat_template_kwargs=self.teacher_chat_template_kwargs,
+        )
+        _check_length("student", student, self.student_limit, prompt)
+        _check_length("teacher", teacher, self.teacher_limit, prompt)
+        return student, teacher
+
+
+def _check_length(side: str, ids: Sequence[int], limit: int | None, prompt: Prompt) -> None:
+    if ids and (limit is None or len(ids) <= limit):
+        return
+    beginning = str(prompt)[:80]
+    if not ids:
+        raise DataError(f"The prompt {beginning!r} has no {side} tokens, so there is nothing to predict from.")
+    raise DataError(
+        f"A prompt has {len(ids)} {side} tokens, but only {limit} leave room for the completion within the model's "
+        f"context and `max_length`. It begins {beginning!r}. Lower `max_new_tokens`, raise `max_length`, or filter or "
+        "shorten the prompts."
+    )
+
+
+def is_conversational_prompt(prompt: Prompt) -> bool:
+    """Whether the prompt is a list of messages."""
+    return is_conversational({"prompt": prompt})
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows padded on the left, and the mask of what is not padding; both `[batch, length]`."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, length - len(row) :] = torch.tensor(row)
+        mask[number, length - len(row) :] = 1
+    return ids, mask
+
+
+def unpad(ids: Tensor, mask: Tensor) -> Iterator[list[int]]:
+    """The rows of a padded batch, as lists without padding."""
+    for row, keep in zip(ids.tolist(), mask.tolist(), strict=True):
+        yield [token for token, kept in zip(row, keep, strict=True) if kept]

@@ -1,0 +1,168 @@
+"""What a run reports: sums collected on the device, brought together once per log.
+
+Ratios are ratios of sums over all micro-batches, steps and ranks since the last log, never means of ratios.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..errors import CoverageError
+from .window import Rollout
+
+
+# In this order on every rank, so that one tensor carries them all.
+DROP_REASONS = (
+    "cut_character",
+    "invalid_utf8",
+    "no_teacher_end",
+    "normalized",
+    "teacher",
+    "unfinished",
+    "unknown_id",
+    "unspellable",
+)
+PHASES = ("rollout", "align", "teacher", "student")
+_SUMS = (
+    "sampled",
+    "trained",
+    "clipped",
+    "log_ratio",
+    "bytes",
+    "end_log_ratio",
+    "ends",
+    "rollouts",
+    "noncanonical",
+    "stopped",
+    "stopped_length",
+    "steps",
+    *(f"dropped_{reason}" for reason in DROP_REASONS),
+    *(f"time_{phase}" for phase in PHASES),
+)
+_EXTREMES = ("length", "stopped_length")
+# Steps in a row below `min_coverage` after which training stops: one unlucky step is not a trend.
+_PATIENCE = 3
+
+
+class CoverageGuard:
+    """Stops a run of which too little is trained on: what looks like progress there is not.
+
+    Args:
+        min_coverage: Lowest share of sampled tokens that must be trained on.
+    """
+
+    def __init__(self, min_coverage: float):
+        self.min_coverage = min_coverage
+        self._low_steps = 0
+
+    def check(self, coverage: float) -> None:
+        """Take note of the coverage of one optimizer step over all ranks.
+
+        Raises:
+            CoverageError: If it stays below `min_coverage`.
+        """
+        self._low_steps = self._low_steps + 1 if coverage < self.min_coverage else 0
+        if self._low_steps >= _PATIENCE:
+            raise CoverageError(
+                f"Only {coverage:.1%} of the sampled tokens could be trained on, below `min_coverage="
+                f"{self.min_coverage}` for {self._low_steps} optimizer steps in a row. The metrics `xtok/dropped_*` "
+                "say why. Many `unfinished` or `cut_character` tokens: raise `max_new_tokens`. Many `normalized` or "
+                "`unspellable` ones: choose a teacher whose tokenizer can spell the texts. Many `invalid_utf8` or "
+                "`unknown_id` ones: lower `learning_rate`."
+            )
+
+
+class RunMetrics:
+    """Sums and extremes since the last log, for one mode (training or evaluation)."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over."""
+        self._sums: dict[str, Tensor | float] = defaultdict(float)
+        self._lengths: dict[str, list[int]] = {name: [] for name in _EXTREMES}
+
+    def add(self, sums: Mapping[str, Tensor | float]) -> None:
+        """Add to sums by name; tensors stay on their device."""
+        for name, value in sums.items():
+            if name not in _SUMS:
+                raise KeyError(f"{name!r} is not a sum that is reported; the sums are {', '.join(_SUMS)}")
+            self._sums[name] = self._sums[name] + value
+
+    def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        """Count completions: lengths, stops, and whether they are canonical."""
+        lengths = [len(rollout.completion_ids) for rollout in rollouts]
+        stopped = [len(rollout.completion_ids) for rollout in rollouts if rollout.stopped]
+        self._lengths["length"] += lengths
+        self._lengths["stopped_length"] += stopped
+        self.add(
+            {
+                "sampled": float(sum(lengths)),
+                "rollouts": float(len(rollouts)),
+                "noncanonical": float(sum(not rollout.is_canonical for rollout in rollouts)),
+                "stopped": float(len(stopped)),
+                "stopped_length": float(sum(stopped)),
+            }
+        )
+
+    def add_dropped(self, dropped: Mapping[str, int]) -> None:
+        """Count tokens that are not trained on, by reason."""
+        self.add({f"dropped_{reason}": float(count) for reason, count in dropped.items()})
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the wall time of the block to `phase`."""
+        start = time.perf_counter()
+        yield
+        self.add({f"time_{phase}": time.perf_counter() - start})
+
+    def collect(self, accelerator: Accelerator) -> dict[str, float]:
+        """The metrics over all ranks, by their public names; empty if nothing was added on any rank."""
+        device = accelerator.device
+        values = [float(self._sums[name]) for name in _SUMS]
+        lows = [float(min(self._lengths[name], default=torch.inf)) for name in _EXTREMES]
+        highs = [float(max(self._lengths[name], default=-torch.inf)) for name in _EXTREMES]
+        local = torch.tensor([*values, *lows, *highs], dtype=torch.float64, device=device)
+        ranks = accelerator.gather(local[None]).cpu()
+        sums = dict(zip(_SUMS, ranks[:, : len(_SUMS)].sum(0).tolist(), strict=True))
+        extremes = ranks[:, len(_SUMS) :]
+        low = dict(zip(_EXTREMES, extremes[:, : len(_EXTREMES)].amin(0).tolist(), strict=True))
+        high = dict(zip(_EXTREMES, extremes[:, len(_EXTREMES) :].amax(0).tolist(), strict=True))
+        self.reset()
+        return _named(sums, low, high) if sums["rollouts"] else {}
+
+
+def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]) -> dict[str, float]:
+    def ratio(part: str, whole: str) -> float:
+        return sums[part] / sums[whole] if sums[whole] else 0.0
+
+    metrics = {
+        "xtok/coverage": ratio("trained", "sampled"),
+        "xtok/noncanonical_ratio": ratio("noncanonical", "rollouts"),
+        "xtok/stop_rate": ratio("stopped", "rollouts"),
+        "xtok/clipped_advantages": ratio("clipped", "trained"),
+        "completions/mean_length": ratio("sampled", "rollouts"),
+        "completions/min_length": low["length"],
+        "completions/max_length": high["length"],
+        "completions/clipped_ratio": 1 - ratio("stopped", "rollouts"),
+    }
+    for reason in DROP_REASONS:
+        metrics[f"xtok/dropped_{reason}"] = ratio(f"dropped_{reason}", "sampled")
+    # Left out where there is nothing to average: a zero would read as a perfect match.
+    if sums["bytes"]:
+        metrics["xtok/reverse_kl_per_byte"] = sums["log_ratio"] / sums["bytes"]
+    if sums["ends"]:
+        metrics["xtok/reverse_kl_end"] = sums["end_log_ratio"] / sums["ends"]
+    if sums["stopped"]:
+        metrics["completions/mean_terminated_length"] = ratio("stopped_length", "stopped")
+        metrics["completions/min_terminated_length"] = low["stopped_length"]
+        metrics["completions/max_terminated_length"] = high["stopped_length"]
+    for phase in PHASES:
+        metrics[f"time/{phase}"] = ratio(f"time_{phase}", "steps")
+    return metrics

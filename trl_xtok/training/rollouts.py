@@ -1,0 +1,78 @@
+"""Rollouts: completions that the student has just sampled."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from .data import left_pad, unpad
+from .trl_compat import GKDTrainer
+
+
+@contextmanager
+def sampling_seed(*numbers: int, device: torch.device) -> Iterator[None]:
+    """Make sampling depend on `numbers` alone, and leave the random state as it was.
+
+    A resumed run then samples what the uninterrupted one would have sampled, whatever the state it was restored to.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # Python hashes integers, and tuples of them, alike in every process.
+        torch.manual_seed(hash(numbers) % 2**63)
+        yield
+
+
+@contextmanager
+def _only(generation_config: GenerationConfig, model: PreTrainedModel) -> Iterator[None]:
+    """Keep the model's own generation defaults out of the rollouts.
+
+    `generate` takes whatever `generation_config` leaves open from the model's own: a repetition penalty there would
+    make the rollouts off-policy without a word.
+    """
+    own = model.generation_config
+    model.generation_config = generation_config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@torch.no_grad()
+def generate_completions(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    generation_config: GenerationConfig,
+    batch_size: int,
+    device: torch.device,
+) -> list[list[int]]:
+    """Sample one completion for each prompt.
+
+    Args:
+        model: The student, unwrapped and with gradient checkpointing off.
+        prompts: Token ids of each prompt, not padded.
+        generation_config: How to sample; `eos_token_id` holds every stop id.
+        batch_size: Number of completions generated together.
+        device: Where the model takes its input.
+
+    Returns:
+        The ids exactly as sampled, the stop token included if one was.
+    """
+    completions: list[list[int]] = []
+    training = model.training
+    model.eval()
+    with _only(generation_config, model):
+        for start in range(0, len(prompts), batch_size):
+            ids, mask = left_pad(prompts[start : start + batch_size], generation_config.pad_token_id)
+            inputs = {"prompts": ids.to(device), "prompt_attention_mask": mask.to(device)}
+            completions += _completions_of(model, inputs, generation_config)
+    model.train(training)
+    return completions
+
+
+def _completions_of(
+    model: PreTrainedModel, inputs: dict[str, Tensor], generation_config: GenerationConfig
+) -> Iterator[list[int]]:
+    ids, mask, _ = GKDTrainer.generate_on_policy_outputs(model, inputs, generation_config)
+    length = inputs["prompts"].shape[1]
+    return unpad(ids[:, length:], mask[:, length:])

@@ -1,0 +1,138 @@
+"""Log-probs of completion tokens under a causal language model, without the logits of a sequence.
+
+Both models go through here: the backbone's hidden states at the positions that predict a completion token, then
+`token_logps` with what the model's own head does to them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import ModelError
+from ..objectives import LMHead, token_logps
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside `model`, with any adapter left active."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def read_lm_head(model: PreTrainedModel) -> LMHead:
+    """What `model` does to a hidden state to get logits.
+
+    Raises:
+        ModelError: If the head's weight is not a plain matrix, for example a 4-bit one.
+    """
+    head = model.get_output_embeddings()
+    if head is None or not head.weight.is_floating_point() or head.weight.ndim != 2:
+        found = "no output embedding" if head is None else f"a head of {type(head).__name__} in {head.weight.dtype}"
+        raise ModelError(
+            f"{type(model).__name__} has {found}, so its log-probs cannot be computed in blocks. Load it with a "
+            "floating-point head, for example with `llm_int8_skip_modules=['lm_head']` in the quantization config."
+        )
+    config = model.config.get_text_config().to_dict()
+    return LMHead(head.weight, head.bias, softcap=config.get("final_logit_softcapping"), scale=_logit_scale(config))
+
+
+def _logit_scale(config: dict[str, Any]) -> float:
+    """The factor on the logits; its name differs between families."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if config.get(name) is not None:
+            return config[name]
+    scaling = config.get("logits_scaling")
+    if scaling is None:
+        return 1.0
+    return scaling if config.get("model_type") == "hyperclovax" else 1 / scaling
+
+
+def pack(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Pad prompts and completions on the right, and say where each completion token is predicted.
+
+    Returns:
+        `input_ids` and `attention_mask`, both `[batch, length]`; `positions` `[tokens]`, the index in
+        `input_ids.flatten()` at which each completion token is predicted, and `targets` `[tokens]`, that token; the
+        completions one after the other. Every prompt has at least one token.
+    """
+    length = max((len(p) + len(c) for p, c in zip(prompts, completions, strict=True)), default=1)
+    input_ids = torch.full((len(prompts), length), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    positions, targets = [], []
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        end = len(prompt) + len(completion)
+        input_ids[row, :end] = torch.tensor([*prompt, *completion])
+        attention_mask[row, :end] = 1
+        start = row * length + len(prompt) - 1
+        positions += range(start, start + len(completion))
+        targets += completion
+    packed = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "positions": torch.tensor(positions, dtype=torch.long),
+        "targets": torch.tensor(targets, dtype=torch.long),
+    }
+    return {name: to_device(tensor, device) for name, tensor in packed.items()}
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to `device`; from pinned memory and without waiting where that is CUDA."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def completion_logps(
+    model: PreTrainedModel,
+    packed: dict[str, Tensor],
+    *,
+    temperature: float = 1.0,
+    block_size: int | None = None,
+    backend: str = "auto",
+) -> Float[Tensor, " tokens"]:
+    """Log-prob of each completion token of `packed`, in its order, in nats and float32.
+
+    Only these positions reach the head. The result carries a gradient where the model's parameters do.
+    """
+    backbone_outputs = model.base_model(
+        input_ids=packed["input_ids"], attention_mask=packed["attention_mask"], use_cache=False
+    )
+    hidden = backbone_outputs.last_hidden_state.flatten(0, 1).index_select(0, packed["positions"])
+    return token_logps(
+        hidden,
+        read_lm_head(model),
+        packed["targets"],
+        temperature=temperature,
+        block_size=block_size,
+        backend=backend,
+    )
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, name: str, *, atol: float = 1e-3) -> None:
+    """Compare the blockwise log-probs with the model's own logits on three tokens.
+
+    Families differ in what they do between the hidden state and the logits. A factor that `read_lm_head` does not
+    know shows here, before it can spoil a run.
+
+    Raises:
+        ModelError: If the two disagree by more than rounding allows.
+    """
+    ids = [2, 1, 0]
+    packed = pack([ids[:1]], [ids[1:]], 0, model.get_input_embeddings().weight.device)
+    training = model.training
+    model.eval()
+    expected = model(input_ids=packed["input_ids"], use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    expected = expected.gather(1, packed["targets"].to(expected.device)[:, None])[:, 0]
+    actual = completion_logps(model, packed, backend="torch").to(expected.device)
+    model.train(training)
+    tolerance = atol if model.dtype == torch.float32 else 0.25
+    if not torch.allclose(actual, expected, atol=tolerance, rtol=tolerance):
+        raise ModelError(
+            f"The {name} ({type(model).__name__}) gives its own logits the log-probs {expected.tolist()}, but its "
+            f"hidden states and head give {actual.tolist()}. It does something to its logits that cannot be computed "
+            "in blocks here, so its scores would be wrong. Please report the model's name."
+        )

@@ -1,0 +1,329 @@
+"""The trainer: on-policy distillation between models of different families.
+
+One optimizer step is one window of micro-batches. Before its first backward the window is sampled, aligned and scored
+by the teacher, since the number of tokens that are trained on, by which the loss is normalized, is known only then.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset, IterableDataset
+from jaxtyping import Float
+from peft import PeftConfig
+from torch import Tensor, nn
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from trl import SFTTrainer
+
+from ..alignment.aligner import TokenizerAligner
+from ..alignment.templates import end_of_turn_id, stop_ids
+from ..objectives import chunk_rkl
+from . import setup
+from .advantages import charge_dropped, credit_tokens
+from .config import CrossTokenizerGKDConfig
+from .data import unpad
+from .metrics import CoverageGuard, RunMetrics
+from .rollouts import generate_completions, sampling_seed
+from .scoring import causal_lm, check_head, completion_logps
+from .teachers import LocalTeacher, check_teacher_arguments, context_length, load_teacher
+from .trl_compat import GKDTrainer, TeacherStandIn, call_through_wrapper, gkd_init, unwrap_model_for_generation
+from .window import MicroBatch, Rollout, add_units, align_rollouts, assemble
+
+
+# Keeps evaluation from drawing what some training step draws.
+_EVALUATION = 1_000_003
+
+
+class CrossTokenizerGKDTrainer(GKDTrainer):
+    """
+    Trainer for on-policy distillation of a teacher into a student with another tokenizer.
+
+    The student writes, both texts are cut into chunks that both tokenizers delimit, the teacher scores the chunks, and
+    each chunk's signal goes back to the student's tokens. For details, see the paper [Breaking the Tokenizer Barrier:
+    On-Policy Distillation across Model Families](https://huggingface.co/papers/2606.09456).
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or `str`):
+            Student to be trained, or its name or path.
+        teacher_model ([`~transformers.PreTrainedModel`] or `str`, *optional*):
+            Teacher, or its name or path. `None` takes `args.teacher_model_name_or_path`.
+        args ([`CrossTokenizerGKDConfig`], *optional*):
+            Training arguments. `None` takes the defaults, with `output_dir` named after the student.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Must return what [`PromptCollator`] returns, which is the default.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset with a `prompt` column (text or messages) or a `messages` column.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
+            Dataset of the same format; `evaluate` samples completions for its prompts.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the student. `None` takes the one that belongs to `model`.
+        compute_metrics, preprocess_logits_for_metrics, formatting_func:
+            Refused: this trainer builds neither logits nor text rows.
+        callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
+            Callbacks to use during training.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and learning rate scheduler.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train instead of the whole student, for example `LoraConfig()`.
+        teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the teacher. `None` takes the one that belongs to the teacher.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantization of a student given by name.
+
+    Raises:
+        ConfigError: If the arguments contradict each other or ask for what is not supported.
+        DataError: If the dataset is empty or has no prompts that can be read.
+        TemplateError: If a conversation cannot be rendered for one of the two models.
+        TokenizerError: If one of the tokenizers cannot be read exactly.
+        ModelError: If one of the models cannot be scored exactly.
+    """
+
+    args: CrossTokenizerGKDConfig
+    processing_class: PreTrainedTokenizerBase
+    model: nn.Module
+
+    _tag_names: ClassVar = ["trl", "gkd", "trl-xtok"]
+    _name = "Cross-Tokenizer GKD"
+    _paper: ClassVar = {
+        "title": "Breaking the Tokenizer Barrier: On-Policy Distillation across Model Families",
+        "id": "2606.09456",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{niu2026breaking,
+                title        = {{Breaking the Tokenizer Barrier: On-Policy Distillation across Model Families}},
+                author       = {Yifan Niu and Han Xiao and Dongyi Liu and Zelong Wang and Dihong Gong and Yasheng Wang
+                                and Jia Li},
+                year         = 2026,
+                eprint       = {arXiv:2606.09456},
+            }"""),
+    }
+    # `compute_loss` divides by the trained tokens of the whole optimizer step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | str,
+        teacher_model: PreTrainedModel | nn.Module | str | None = None,
+        args: CrossTokenizerGKDConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        peft_config: PeftConfig | None = None,
+        formatting_func: Callable | None = None,
+        *,
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+    ):
+        args = setup.default_args(model) if args is None else args
+        setup.refuse_arguments(
+            peft_config,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            formatting_func=formatting_func,
+        )
+        setup.refuse_sharding(deepspeed=args.deepspeed_plugin is not None, fsdp=False)
+        setup.put_student_quantization(model, args, quantization_config)
+        teacher = check_teacher_arguments(teacher_model, args)
+        tokenizer = setup.load_student_tokenizer(processing_class, model, args)
+        teacher_tokenizer = setup.load_teacher_tokenizer(teacher_processing_class, teacher, args)
+        collator = setup.make_collator(tokenizer, teacher_tokenizer, args)
+        setup.check_dataset(train_dataset, collator, custom=data_collator is not None)
+
+        with gkd_init(args):
+            super().__init__(
+                model,
+                TeacherStandIn(setup.student_config(model, args)),
+                args=args,
+                data_collator=data_collator or collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
+        setup.refuse_sharding(deepspeed=False, fsdp=self.is_fsdp_enabled)
+        self._init_generation()
+        self._init_teacher(teacher, teacher_tokenizer, collator.teacher_chat_template)
+        collator.student_limit = setup.prompt_limit("student", context_length(causal_lm(self.model)), args)
+        collator.teacher_limit = setup.prompt_limit("teacher", self.teacher.context, args)
+        self._run_metrics = {"train": RunMetrics(), "eval": RunMetrics()}
+        self._coverage_guard = CoverageGuard(args.min_coverage)
+
+    def _init_generation(self) -> None:
+        # The parent samples without a KV cache when gradient checkpointing is on; we switch that off while sampling.
+        self.generation_config.use_cache = True
+        if self.generation_config.eos_token_id is None:
+            self.generation_config.eos_token_id = sorted(stop_ids(self.processing_class))
+        self.model.config.get_text_config().pad_token_id = self.processing_class.pad_token_id
+
+    def _init_teacher(
+        self, teacher: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
+    ) -> None:
+        stops = self.generation_config.eos_token_id
+        self.aligner = TokenizerAligner(
+            self.processing_class,
+            tokenizer,
+            student_stop_ids=[stops] if isinstance(stops, int) else stops,
+            teacher_end_id=end_of_turn_id(tokenizer, chat_template=chat_template),
+        )
+        check_head(causal_lm(self.model), "student")
+        if isinstance(teacher, str):
+            teacher = load_teacher(teacher, self.args)
+        self.teacher_model = setup.place_teacher(teacher, self.args.device)
+        check_head(causal_lm(self.teacher_model), "teacher")
+        self.teacher = LocalTeacher(
+            self.teacher_model,
+            context=context_length(self.teacher_model),
+            temperature=self.temperature,
+            block_size=self.args.block_size,
+            backend=self.args.loss_backend,
+        )
+
+    # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[MicroBatch], Tensor | int | None]:
+        """Turn the prompts of the next optimizer step into scored micro-batches and count their trained tokens."""
+        prompts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not prompts:
+            return [], None
+        with sampling_seed(self.args.seed, self.state.global_step, self.args.process_index, device=self.args.device):
+            return self._score_window(prompts, self._run_metrics["train"])
+
+    def _score_window(
+        self, prompts: Sequence[dict[str, Tensor]], metrics: RunMetrics
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        with metrics.timed("rollout"):
+            completions = iter(self._roll_out(prompts))
+        with metrics.timed("align"):
+            windows = [align_rollouts(self.aligner, batch, completions) for batch in prompts]
+        with metrics.timed("teacher"):
+            batches = [self._score(rollouts) for rollouts in windows]
+        for batch in batches:
+            metrics.add_rollouts(batch.rollouts)
+            metrics.add_dropped(batch.dropped)
+        with metrics.timed("student"):
+            trained = self._fix_window(batches)
+        metrics.add({"steps": 1.0})
+        # The trainer counts floating-point operations from `input_ids`.
+        return [{"input_ids": b.packed["input_ids"], "micro_batch": b} for b in batches], trained
+
+    def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
+        rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
+        kwargs = self.args.gradient_checkpointing_kwargs
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=kwargs
+            ) as student,
+            self.accelerator.autocast(),
+        ):
+            return generate_completions(
+                causal_lm(student), rows, self.generation_config, self.args.generation_batch_size, self.args.device
+            )
+
+    def _score(self, rollouts: Sequence[Rollout]) -> MicroBatch:
+        teacher_logps = self.teacher.token_logps(
+            [rollout.teacher_prompt_ids for rollout in rollouts],
+            [rollout.alignment.teacher_ids for rollout in rollouts],
+        )
+        return assemble(
+            rollouts,
+            teacher_logps,
+            pad_id=self.processing_class.pad_token_id,
+            device=self.args.device,
+            charge_dropped=self.args.dropped_advantage != 0,
+            keep_unfinished=self.aligner.same_vocabulary,
+        )
+
+    def _fix_window(self, batches: Sequence[MicroBatch]) -> Tensor:
+        """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
+        counts = self.accelerator.reduce(torch.stack([batch.counts() for batch in batches]).sum(0), "sum")
+        scored, charged, sampled = counts.tolist()
+        self._coverage_guard.check(scored / max(sampled, 1))
+        score = partial(self._student_logps, self.model)
+        if self.args.segmentation == "text":
+            for batch in batches:
+                add_units(batch, score, pad_id=self.processing_class.pad_token_id, device=self.args.device)
+        if charged:
+            charge_dropped(batches, score, self.args, self.accelerator)
+        return (counts[0] + counts[1]).clamp(min=1)
+
+    # One micro-batch: the student's log-probs, the advantages, the loss.
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward on one micro-batch; its rollouts are sampled already."""
+        with self._run_metrics["train"].timed("student"):
+            return SFTTrainer.training_step(self, model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ):
+        """The policy gradient of the chunk-aligned reverse KL, per trained token of the optimizer step."""
+        batch: MicroBatch = inputs["micro_batch"]
+        student = self.accelerator.unwrap_model(model)
+        student_logps = call_through_wrapper(model, student, self._student_logps, student, batch.packed)
+        credited = credit_tokens(student_logps, batch, self.args)
+        self._run_metrics["train" if self.model.training else "eval"].add(credited.report(batch))
+        loss = chunk_rkl(student_logps, credited.advantages).sum()
+        # DDP averages the gradients over the ranks; the normalizer counts the tokens of all of them.
+        loss = loss * (self.accelerator.num_processes / num_items_in_batch)
+        return (loss, None) if return_outputs else loss
+
+    def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:
+        with self.accelerator.autocast():
+            return completion_logps(
+                causal_lm(model),
+                packed,
+                temperature=self.temperature,
+                block_size=self.args.block_size,
+                backend=self.args.loss_backend,
+            )
+
+    # Evaluation and logs.
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Evaluate on rollouts for the prompts of a dataset, with the same random numbers every time."""
+        self._eval_batches = 0
+        self._run_metrics["eval"].reset()
+        output = super().evaluation_loop(*args, **kwargs)
+        metrics = self._run_metrics["eval"].collect(self.accelerator)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """Sample completions for the prompts of one evaluation batch and score them."""
+        inputs = self._prepare_inputs(inputs)
+        self._eval_batches += 1
+        numbers = (self.args.seed, _EVALUATION + self._eval_batches, self.args.process_index)
+        with torch.no_grad(), sampling_seed(*numbers, device=self.args.device):
+            batches, trained = self._score_window([inputs], self._run_metrics["eval"])
+            return self.compute_loss(model, batches[0], num_items_in_batch=trained), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics of the steps since the last log."""
+        if self.model.training:
+            logs.update(self._run_metrics["train"].collect(self.accelerator))
+        super().log(logs, start_time)

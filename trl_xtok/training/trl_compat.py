@@ -1,0 +1,82 @@
+"""Every assumption about the private behaviour of TRL 1.16; each has a contract test in `tests/training/`.
+
+Whatever else the package uses of TRL is public. When TRL changes, this is the file to look at.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+from trl.import_utils import TRLExperimentalWarning
+
+
+with warnings.catch_warnings():
+    # The warning tells the importer that GKD may change in any release; this file is our answer to that.
+    warnings.simplefilter("ignore", TRLExperimentalWarning)
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+from trl.models.utils import _ForwardRedirection, unwrap_model_for_generation
+
+
+__all__ = [
+    "GKDConfig",
+    "GKDTrainer",
+    "TeacherStandIn",
+    "call_through_wrapper",
+    "gkd_init",
+    "unwrap_model_for_generation",
+]
+
+
+class TeacherStandIn(nn.Module):
+    """What `GKDTrainer.__init__` is given as a teacher.
+
+    It refuses a teacher of another vocabulary size and prepares the one it accepts. So it gets a module without
+    parameters that carries the student's configuration, and the real teacher takes its place afterwards.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+
+
+class _MigrationNotice(logging.Filter):
+    """Drops the advice to move to `DistillationTrainer`, which refuses teachers with another tokenizer."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "is fully covered by `DistillationTrainer`" not in record.getMessage()
+
+
+@contextmanager
+def gkd_init(args: GKDConfig) -> Iterator[None]:
+    """Run `GKDTrainer.__init__` with a teacher that it did not load.
+
+    It raises on `teacher_model_init_kwargs` beside a loaded teacher, so they are hidden from it, and given back.
+    """
+    teacher_model_init_kwargs = args.teacher_model_init_kwargs
+    logger = logging.getLogger("trl.experimental.gkd.gkd_trainer")
+    notice = _MigrationNotice()
+    args.teacher_model_init_kwargs = None
+    logger.addFilter(notice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(notice)
+        args.teacher_model_init_kwargs = teacher_model_init_kwargs
+
+
+def call_through_wrapper(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+    """Call `function(*args)` inside the forward of `wrapper`, so that DDP prepares its gradient reduction.
+
+    Args:
+        wrapper: The module as the trainer hands it over, for example `DistributedDataParallel`.
+        module: The module inside `wrapper`, whose own forward is left out.
+        function: What to compute instead, with the parameters of `module`.
+        *args: Its arguments.
+    """
+    if wrapper is module:
+        return function(*args)
+    return _ForwardRedirection()(wrapper, module, function, *args)

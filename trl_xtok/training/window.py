@@ -1,0 +1,233 @@
+"""Rollouts of one optimizer step -> the tensors that the objective needs.
+
+All completion tokens of a micro-batch lie in one dimension, row after row, and its chunks are numbered through. What
+is not trained on is counted by reason here, before anything is normalized.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..alignment.aligner import Alignment, TokenizerAligner
+from ..alignment.chunks import merge_units
+from ..objectives import sum_by_chunk
+from .data import unpad
+from .scoring import pack, to_device
+
+
+# What the student itself made unscorable; the rest of the reasons lie with the teacher or the length limit.
+CHARGED_REASONS = frozenset({"invalid_utf8", "unknown_id"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled completion, aligned.
+
+    Attributes:
+        prompt_ids: The prompt in student tokens.
+        teacher_prompt_ids: The prompt in teacher tokens.
+        completion_ids: The completion exactly as sampled.
+        alignment: The completion in the teacher's tokens, and the chunks.
+        canonical: The completion against the student's own tokenization of the same text.
+        stopped: Whether the last token is a stop token; else the length limit cut the completion off.
+    """
+
+    prompt_ids: list[int]
+    teacher_prompt_ids: list[int]
+    completion_ids: list[int]
+    alignment: Alignment
+    canonical: Alignment
+    stopped: bool
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether the student's tokenizer would have cut the text as the student did."""
+        return self.canonical.teacher_ids == self.completion_ids
+
+
+def align_rollouts(
+    aligner: TokenizerAligner, batch: Mapping[str, Tensor], completions: Iterator[list[int]]
+) -> list[Rollout]:
+    """Align the completions of a batch of prompts with the teacher's tokens and with the student's canonical ones.
+
+    Args:
+        aligner: For the two tokenizers.
+        batch: What [`PromptCollator`] returned.
+        completions: One for each prompt is taken from it.
+    """
+    prompts = unpad(batch["prompts"], batch["prompt_attention_mask"])
+    teacher_prompts = unpad(batch["teacher_prompts"], batch["teacher_prompt_attention_mask"])
+    return [
+        Rollout(
+            prompt_ids,
+            teacher_prompt_ids,
+            completion_ids,
+            alignment=aligner.align(completion_ids),
+            canonical=aligner.canonical(completion_ids),
+            stopped=bool(completion_ids) and completion_ids[-1] in aligner.student_stop_ids,
+        )
+        for prompt_ids, teacher_prompt_ids in zip(prompts, teacher_prompts, strict=True)
+        for completion_ids in (next(completions),)
+    ]
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Aligned and scored rollouts that go through the student together.
+
+    Attributes:
+        packed: What the student reads; see `pack`.
+        chunks: The chunk of each completion token that is trained on, else -1.
+        teacher_logps: `L_T` of each chunk, in nats.
+        chunk_bytes: Bytes of text in each chunk; 0 for end chunks.
+        charged: Completion tokens that are charged instead of scored.
+        dropped: Reason -> number of student tokens that are not trained on.
+        units: The unit of each completion token for the text correction, else -1.
+        differs: Whether a unit's canonical path is another one than the sampled.
+        canonical_units: The unit of each token on the canonical paths of the rollouts that left theirs, else -1.
+        canonical_logps: The student's log-prob of each of these tokens.
+        charge: Advantage of the charged tokens.
+        rollouts: What the micro-batch was made of.
+    """
+
+    packed: dict[str, Tensor]
+    chunks: Int[Tensor, " tokens"]
+    teacher_logps: Float[Tensor, " chunks"]
+    chunk_bytes: Int[Tensor, " chunks"]
+    charged: Bool[Tensor, " tokens"]
+    dropped: Counter[str]
+    units: Int[Tensor, " tokens"] | None = None
+    differs: Bool[Tensor, " units"] | None = None
+    canonical_units: Int[Tensor, " canonical_tokens"] | None = None
+    canonical_logps: Float[Tensor, " canonical_tokens"] | None = None
+    charge: Float[Tensor, ""] | float = 0.0
+    rollouts: Sequence[Rollout] = field(default=())
+
+    def counts(self) -> Int[Tensor, "3"]:
+        """Numbers of scored, charged and sampled student tokens."""
+        scored = (self.chunks >= 0).sum()
+        return torch.stack([scored, self.charged.sum(), torch.full_like(scored, len(self.chunks))])
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks, trained on or not."""
+        return len(self.teacher_logps)
+
+
+def assemble(
+    rollouts: Sequence[Rollout],
+    teacher_token_logps: Float[Tensor, " teacher_tokens"],
+    *,
+    pad_id: int,
+    device: torch.device,
+    charge_dropped: bool,
+    keep_unfinished: bool,
+) -> MicroBatch:
+    """Put aligned rollouts and their teacher scores together.
+
+    Args:
+        rollouts: The completions of the micro-batch.
+        teacher_token_logps: Log-prob of each token of `alignment.teacher_ids`, rollout after rollout; NaN where the
+            teacher could not say.
+        pad_id: Padding id of the student.
+        device: Where the student is.
+        charge_dropped: Whether tokens that the student made unscorable are trained on with a charge.
+        keep_unfinished: Whether the last chunk of a completion without stop token is trained on. It is complete where
+            both sides have one tokenizer.
+    """
+    chunks, teacher_chunks, reasons, chunk_bytes = [], [], [], []
+    unfinished: set[int] = set()
+    for rollout in rollouts:
+        alignment, offset = rollout.alignment, len(chunk_bytes)
+        chunks += (c + offset if c >= 0 else -1 for c in alignment.student_chunks)
+        teacher_chunks += (c + offset if c >= 0 else -1 for c in alignment.teacher_chunks)
+        reasons += alignment.drop_reasons
+        chunk_bytes += _bytes_by_chunk(alignment)
+        if alignment.num_chunks and not rollout.stopped and not keep_unfinished:
+            unfinished.add(len(chunk_bytes) - 1)
+    scorer = teacher_token_logps.device
+    teacher_logps = sum_by_chunk(teacher_token_logps, torch.tensor(teacher_chunks, device=scorer), len(chunk_bytes))
+    scored = teacher_logps.isfinite().tolist()
+    for token, chunk in enumerate(chunks):
+        if chunk in unfinished:
+            chunks[token], reasons[token] = -1, "unfinished"
+        elif chunk >= 0 and not scored[chunk]:
+            chunks[token], reasons[token] = -1, "teacher"
+    return MicroBatch(
+        packed=pack([r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts], pad_id, device),
+        chunks=to_device(torch.tensor(chunks, dtype=torch.long), device),
+        teacher_logps=teacher_logps.nan_to_num(0.0, 0.0, 0.0).to(device),
+        chunk_bytes=to_device(torch.tensor(chunk_bytes, dtype=torch.long), device),
+        charged=to_device(
+            torch.tensor([charge_dropped and r in CHARGED_REASONS for r in reasons], dtype=torch.bool), device
+        ),
+        dropped=Counter(reason for reason in reasons if reason is not None),
+        rollouts=rollouts,
+    )
+
+
+def _bytes_by_chunk(alignment: Alignment) -> list[int]:
+    sizes = [0] * alignment.num_chunks
+    for chunk, size in zip(alignment.student_chunks, alignment.student_bytes, strict=True):
+        if chunk >= 0:
+            sizes[chunk] += size
+    return sizes
+
+
+def add_units(
+    batch: MicroBatch,
+    score: Callable[[dict[str, Tensor]], Float[Tensor, " tokens"]],
+    *,
+    pad_id: int,
+    device: torch.device,
+) -> None:
+    """Find the units of `batch` and score their canonical paths, for the text correction.
+
+    Rollouts that are canonical need no correction, so their tokens stay outside all units.
+
+    Args:
+        batch: Gets its `units`, `differs`, `canonical_units` and `canonical_logps`.
+        score: The student's log-probs of packed completions.
+        pad_id: Padding id of the student.
+        device: Where the student is.
+    """
+    rows = iter(batch.chunks.tolist())
+    units: list[int] = []
+    canonical_units: list[int] = []
+    differs: list[bool] = []
+    others = [rollout for rollout in batch.rollouts if not rollout.is_canonical]
+    for rollout in batch.rollouts:
+        chunks = [next(rows) for _ in rollout.completion_ids]
+        if rollout.is_canonical:
+            units += [-1] * len(chunks)
+            continue
+        regions = rollout.canonical.student_chunks
+        merged = merge_units(chunks, regions)
+        unit_of_region = dict(zip(regions, merged, strict=True)) | {-1: -1}
+        on_canonical = [unit_of_region[region] for region in rollout.canonical.teacher_chunks]
+        offset, count = len(differs), max(merged, default=-1) + 1
+        sampled_path = _ids_by_unit(rollout.completion_ids, merged, count)
+        canonical_path = _ids_by_unit(rollout.canonical.teacher_ids, on_canonical, count)
+        differs += (a != b for a, b in zip(sampled_path, canonical_path, strict=True))
+        units += (unit + offset if unit >= 0 else -1 for unit in merged)
+        canonical_units += (unit + offset if unit >= 0 else -1 for unit in on_canonical)
+    if not others:
+        return
+    batch.units = to_device(torch.tensor(units, dtype=torch.long), device)
+    batch.canonical_units = to_device(torch.tensor(canonical_units, dtype=torch.long), device)
+    batch.differs = to_device(torch.tensor(differs, dtype=torch.bool), device)
+    packed = pack([r.prompt_ids for r in others], [r.canonical.teacher_ids for r in others], pad_id, device)
+    with torch.no_grad():
+        batch.canonical_logps = score(packed)
+
+
+def _ids_by_unit(ids: Sequence[int], units: Sequence[int], num_units: int) -> list[list[int]]:
+    paths: list[list[int]] = [[] for _ in range(num_units)]
+    for token, unit in zip(ids, units, strict=True):
+        if unit >= 0:
+            paths[unit].append(token)
+    return paths
