@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests import real_tokenizers
 from tests.alignment import reference
+from tests.conversion import printable_bytes
 from trl_xtok import Alignment, TokenizerAligner
 
 
@@ -89,6 +90,25 @@ def pieces(name: str, ids: Sequence[int]) -> list[bytes]:
 
 def joined(name: str, ids: Sequence[int]) -> bytes:
     return b"".join(pieces(name, ids))
+
+
+@cache
+def bytes_without_a_token(name: str) -> frozenset[int]:
+    """SmolLM2 lacks some control characters and bytes of rare characters; all others have 256 byte tokens."""
+    if name != "smollm2":
+        return frozenset()
+    vocab = tokenizer(name).get_vocab()
+    return frozenset(byte for byte, shown in printable_bytes().items() if shown not in vocab)
+
+
+def reasons_to_drop(text: bytes, teacher: str) -> set[str]:
+    """Why a teacher that spells bytes may still have to leave out a part of a completion without a stop token."""
+    reasons = set()
+    if teacher in SENTENCEPIECE and "▁".encode() in text:
+        reasons |= {"normalized"}
+    if bytes_without_a_token(teacher) & set(text):
+        reasons |= {"unspellable", "invalid_utf8"}
+    return reasons
 
 
 def spans(numbers: Sequence[int]) -> list[range]:

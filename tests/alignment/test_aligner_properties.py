@@ -12,6 +12,7 @@ from tests.alignment.pairs import (
     joined,
     pair_id,
     pieces,
+    reasons_to_drop,
     sampled,
     sampled_as_text,
     tokenizer,
@@ -39,8 +40,7 @@ def test_any_text_is_aligned_as_the_reference_aligns_it(pair, text):
     student_ids = sampled_as_text(student, text)
     alignment = aligner(*pair).align(student_ids)
     assert_sound(alignment, student, teacher, student_ids)
-    # A SentencePiece teacher reads a real `▁` as a space.
-    assert set(alignment.dropped) <= ({"normalized"} if "▁" in joined(student, student_ids).decode() else set())
+    assert set(alignment.dropped) <= reasons_to_drop(joined(student, student_ids), teacher)
     if not alignment.dropped:
         assert reference.canonical(joined(teacher, alignment.teacher_ids)) == reference.canonical(
             joined(student, student_ids)
@@ -60,8 +60,7 @@ def test_random_tokens_are_scored_whole(pair, data):
     student_ids = data.draw(st.lists(st.integers(0, len(tokenizer(student)) - 1), max_size=40))
     alignment = aligner(*pair).align(student_ids)
     assert_sound(alignment, student, teacher, student_ids)
-    allowed = {"cut_character"} | ({"normalized"} if "▁".encode() in joined(student, student_ids) else set())
-    assert set(alignment.dropped) <= allowed
+    assert set(alignment.dropped) <= reasons_to_drop(joined(student, student_ids), teacher) | {"cut_character"}
     if not alignment.dropped and alignment.end_chunk == -1:
         assert (alignment.student_chunks, alignment.teacher_chunks) == reference.chunks(
             pieces(student, student_ids),
@@ -147,13 +146,14 @@ def test_a_drifted_completion_is_compared_with_its_canonical_encoding(name):
     assert canonical.coverage == 1.0
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma3", "qwen3"])
-def test_the_canonical_path_keeps_the_stop_token_and_sampled_markup(name):
-    stop = tokenizer(name).eos_token_id
-    student_ids = [*sampled(name, "a <table> "), *tokenizer(name).encode("<think>", add_special_tokens=False), stop]
-    canonical = aligner(name, "llama3").canonical(student_ids)
-    assert canonical.teacher_ids == student_ids
+@pytest.mark.parametrize("marker", ["<think>", "<|im_start|>"])
+def test_the_canonical_path_keeps_the_stop_token_and_sampled_markup(marker):
+    markup, stop = tokenizer("qwen3").convert_tokens_to_ids([marker, "<|im_end|>"])
+    drifted = [id for character in "Well, no" for id in sampled("qwen3", character)]
+    canonical = aligner("qwen3", "llama3").canonical([*drifted, markup, *drifted, stop])
+    assert canonical.teacher_ids == [*sampled("qwen3", "Well, no"), markup, *sampled("qwen3", "Well, no"), stop]
     assert canonical.end_chunk == canonical.num_chunks - 1
+    assert canonical.coverage == 1.0
 
 
 @settings(max_examples=30)

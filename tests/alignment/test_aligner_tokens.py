@@ -1,24 +1,28 @@
 """Tokens that are not plain text: markup, control tokens, bytes, unknown ids, and the space before the first word."""
 
 import json
+from functools import cache
 
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tests.alignment import reference, texts
+from tests.alignment import texts
 from tests.alignment.pairs import (
     BYTE_LEVEL,
     PAIRS,
     SENTENCEPIECE,
     aligner,
     assert_sound,
+    bytes_without_a_token,
     joined,
     pair_id,
+    reasons_to_drop,
     sampled,
     sampled_as_text,
     tokenizer,
 )
+from tests.conversion import printable_bytes
 from trl_xtok import TokenizerAligner
 
 
@@ -38,11 +42,14 @@ SPELLED += ["<|eot_id|>", "<|endoftext|>", "<|return|>", "<｜end▁of▁sentenc
 
 
 def single_bytes(name: str, text: bytes) -> list[int]:
-    """One token per byte; only ByteLevel and byte-fallback vocabularies have them all."""
-    id_of_byte = {reference.token_bytes(tokenizer(name), id): id for id in range(1000) if id not in markup_ids(name)}
-    return [id_of_byte[text[i : i + 1]] for i in range(len(text))]
+    """One token per byte. SmolLM2 lacks some of them, all others have 256."""
+    if bytes_without_a_token(name) & set(text):
+        pytest.skip(f"{name} has no token for one of the bytes {text!r}")
+    pieces = [printable_bytes()[byte] if name in BYTE_LEVEL else f"<0x{byte:02X}>" for byte in text]
+    return tokenizer(name).convert_tokens_to_ids(pieces)
 
 
+@cache
 def markup_ids(name: str) -> set[int]:
     """Added tokens that mean something else than the text they spell; Gemma's HTML and whitespace do not."""
     added = tokenizer(name).added_tokens_decoder
@@ -177,8 +184,8 @@ def test_invalid_utf8_is_spelled_with_the_teachers_byte_tokens(pair, text):
     student, teacher = pair
     student_ids = single_bytes(student, text)
     alignment = aligner(*pair).align(student_ids)
-    assert alignment.coverage == 1.0
-    assert joined(teacher, alignment.teacher_ids) == text
+    assert set(alignment.dropped) <= reasons_to_drop(text, teacher)
+    assert joined(teacher, alignment.teacher_ids) == text or alignment.dropped
     assert_sound(alignment, student, teacher, student_ids)
 
 

@@ -13,8 +13,9 @@ from itertools import accumulate, groupby
 from transformers import PreTrainedTokenizerBase
 
 from .chunks import cut_chunks
+from .spelling import Spelling
 from .templates import end_of_turn_id, stop_ids
-from .text_encoder import Spelling, TextEncoder
+from .text_encoder import TextEncoder
 
 
 # What is not UTF-8, as Python's `surrogateescape` stands it in a string.
@@ -230,9 +231,5 @@ def _with_bad_bytes(pieces: Sequence[bytes | None], run: range) -> list[int]:
     token_ends = list(accumulate(map(len, text)))
     character_ends = list(accumulate(len(character.encode(errors="surrogateescape")) for character in characters))
     token_chunks, character_chunks, _ = cut_chunks(token_ends, character_ends)
-    bad = {
-        chunk
-        for character, chunk in zip(characters, character_chunks, strict=True)
-        if _BAD_BYTE.match(character)
-    }
+    bad = {chunk for character, chunk in zip(characters, character_chunks, strict=True) if _BAD_BYTE.match(character)}
     return [index for index, chunk in zip(run, token_chunks, strict=True) if chunk in bad]

@@ -23,15 +23,16 @@ def cut_chunks(student_ends: Sequence[int], teacher_ends: Sequence[int]) -> tupl
         >>> cut_chunks([3, 5, 7], [5, 6, 7])  # "Hel|lo|!!" against "Hello|!|!"
         ([0, 0, 1], [0, 1, 1], 2)
     """
-    cuts = sorted(end for end in set(student_ends).intersection(teacher_ends) if end > 0)
+    cuts = set(student_ends).intersection(teacher_ends) - {0}
 
     def number(ends: Sequence[int]) -> list[int]:
         chunks: list[int] = []
-        chunk = 0
+        chunk = start = 0
         for end in ends:
-            while chunk < len(cuts) and cuts[chunk] < end:
+            if end > start and start in cuts:
                 chunk += 1
             chunks.append(chunk if chunk < len(cuts) else -1)
+            start = end
         return chunks
 
     return number(student_ends), number(teacher_ends), len(cuts)

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import product
 from typing import Literal, NamedTuple
 
 
@@ -26,6 +27,9 @@ class Region(NamedTuple):
     kind: Literal["same", "equivalent", "changed"]
 
 
+Parts = list[tuple[str, str]]
+
+_WORDS = re.compile(r"(?:\s+|\S+){1,64}")
 _WORD = re.compile(r"\s+|\S+")
 
 
@@ -35,71 +39,77 @@ def correspond(original: str, normalized: str, normalize: Callable[[str], str]) 
     Args:
         original: The text.
         normalized: `normalize(original)`.
-        normalize: The normalizer. Where it looks beyond a word and its white space, more than necessary counts as
-            changed.
+        normalize: The normalizer. If it looks beyond a word and the white space around it, more text than necessary
+            counts as changed, but none too little.
 
     Example:
         >>> correspond("Ab c", "ab c", str.lower)
         [Region(original=1, normalized=1, kind='changed'), Region(original=3, normalized=3, kind='same')]
     """
-    if original == normalized:
-        return [Region(len(original.encode()), len(normalized.encode()), "same")]
     normalize = cache(normalize)
     regions: list[Region] = []
-    for word, result in _fit([(word, normalize(word)) for word in _WORD.findall(original)], normalized):
-        parts = [(word, result)]
-        if word != result:
-            segments = [(part, normalize(part)) for part in _segment_pattern().findall(word)]
-            if "".join(part for _, part in segments) == result:
-                parts = segments
-        for before, after in parts:
-            region = _region(before, after)
+    parts = [(part, normalize(part)) for part in _WORDS.findall(original)]
+    for part in _refine(_fit(parts, normalized), [_WORD, _segment()], normalize):
+        for region in _regions(*part):
             if regions and regions[-1].kind == region.kind == "same":
-                region = Region(
-                    regions[-1].original + region.original, regions[-1].normalized + region.normalized, "same"
-                )
-                regions.pop()
+                last = regions.pop()
+                region = Region(last.original + region.original, last.normalized + region.normalized, "same")
             regions.append(region)
     return regions
 
 
-def _region(original: str, normalized: str) -> Region:
-    if original == normalized:
-        kind = "same"
-    elif unicodedata.normalize("NFD", original) == unicodedata.normalize("NFD", normalized):
-        kind = "equivalent"
-    else:
-        kind = "changed"
-    return Region(len(original.encode()), len(normalized.encode()), kind)
+def _refine(
+    parts: Parts, patterns: list[re.Pattern[str]], normalize: Callable[[str], str]
+) -> Iterator[tuple[str, str]]:
+    """Cut each part that normalization alters into smaller ones, as long as they normalize on their own."""
+    for before, after in parts:
+        if before == after or not patterns:
+            yield before, after
+            continue
+        smaller = [(part, normalize(part)) for part in patterns[0].findall(before)]
+        if "".join(part for _, part in smaller) != after:
+            smaller = [(before, after)]
+        yield from _refine(smaller, patterns[1:], normalize)
 
 
-def _fit(parts: list[tuple[str, str]], normalized: str) -> Iterator[tuple[str, str]]:
-    """Parts with their own normalization, made to add up to the normalization of the whole."""
-    offset = "".join(result for _, result in parts).find(normalized)
-    if offset >= 0:
-        # Equal, or stripped at the ends.
-        start = -offset
-        for part, result in parts:
-            end = start + len(result)
-            yield part, normalized[max(start, 0) : max(end, 0)]
-            start = end
-        return
+def _fit(parts: Parts, normalized: str) -> Parts:
+    """Parts that add up to the normalization of the whole; what does not is one part in the middle."""
+    if "".join(part for _, part in parts) == normalized:
+        return parts
     head, start = 0, 0
-    while normalized.startswith(parts[head][1], start):
+    while head < len(parts) and normalized.startswith(parts[head][1], start):
         start += len(parts[head][1])
         head += 1
     tail, end = len(parts), len(normalized)
-    while end - len(parts[tail - 1][1]) >= start and normalized.endswith(parts[tail - 1][1], start, end):
+    while tail > head and normalized.endswith(parts[tail - 1][1], start, end):
         end -= len(parts[tail - 1][1])
         tail -= 1
-    yield from parts[:head]
-    yield "".join(part for part, _ in parts[head:tail]), normalized[start:end]
-    yield from parts[tail:]
+    middle = "".join(part for part, _ in parts[head:tail])
+    return [*parts[:head], (middle, normalized[start:end]), *parts[tail:]]
+
+
+def _regions(original: str, normalized: str) -> list[Region]:
+    """One region, or several if equivalent text can be cut so that both halves are equivalent."""
+    if original == normalized:
+        size = len(original.encode())
+        return [Region(size, size, "same")]
+    if not _equivalent(original, normalized):
+        return [Region(len(original.encode()), len(normalized.encode()), "changed")]
+    # Longer runs of marks are no language's spelling, and all cuts are tried.
+    if max(len(original), len(normalized)) <= 16:
+        for cut, other in product(range(1, len(original)), range(1, len(normalized))):
+            if _equivalent(original[:cut], normalized[:other]) and _equivalent(original[cut:], normalized[other:]):
+                return [*_regions(original[:cut], normalized[:other]), *_regions(original[cut:], normalized[other:])]
+    return [Region(len(original.encode()), len(normalized.encode()), "equivalent")]
+
+
+def _equivalent(left: str, right: str) -> bool:
+    return unicodedata.normalize("NFD", left) == unicodedata.normalize("NFD", right)
 
 
 @cache
-def _segment_pattern() -> re.Pattern[str]:
-    """A character and all that may combine with it; Unicode normalization forms never reach across."""
+def _segment() -> re.Pattern[str]:
+    """A character and all that may combine with it; Unicode normalization forms never reach further."""
     joiners = {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}  # vowels and final consonants of Hangul
     for code in range(0x300, 0x30000):
         character = chr(code)

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -18,37 +17,11 @@ from tokenizers.models import BPE, Model, Unigram, WordLevel
 from transformers import PreTrainedTokenizerBase
 
 from .normalization import Region, correspond
+from .spelling import Spelling, carry_over
 from .token_bytes import Steps, components, fast_tokenizer, steps, token_bytes
 
 
 _UNICODE_FORMS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
-
-
-@dataclass(slots=True)
-class Spelling:
-    """Tokens that spell a text, and the holes that no token spells, in text order.
-
-    Attributes:
-        ids: Token id, or `None` for a hole.
-        ends: Byte at which the token or hole ends. A token that ends where the text has no byte for it (within an `é`
-            that the text writes as two characters) ends where the next one does.
-        reasons: Why the token does not spell its stretch of text, or `None` if it does.
-    """
-
-    ids: list[int | None] = field(default_factory=list[int | None])
-    ends: list[int] = field(default_factory=list[int])
-    reasons: list[str | None] = field(default_factory=list[str | None])
-
-    @property
-    def end(self) -> int:
-        """Number of bytes so far."""
-        return self.ends[-1] if self.ends else 0
-
-    def add(self, token_id: int | None, end: int, reason: str | None = None) -> None:
-        """Append one token, or a hole."""
-        self.ids.append(token_id)
-        self.ends.append(end)
-        self.reasons.append(reason)
 
 
 class TextEncoder:
@@ -69,6 +42,8 @@ class TextEncoder:
         model, json_parts = tokenizer.backend_tokenizer.model, components(tokenizer)
         frame = Tokenizer.from_str(json.dumps(json_parts | _text_pipeline(json_parts, unicode_forms)))
         self._normalizer = frame.normalizer
+        strips = [step for step in steps(json_parts["normalizer"], "normalizers") if step["type"] == "Strip"]
+        self._strips = any(step["strip_left"] for step in strips), any(step["strip_right"] for step in strips)
         self._model = Tokenizer(_deterministic(model))
         if frame.pre_tokenizer is not None:
             self._model.pre_tokenizer = frame.pre_tokenizer
@@ -81,7 +56,9 @@ class TextEncoder:
         self._literals |= {token_id: f"<0x{byte:02X}>" for byte, token_id in self.table.byte_ids.items()}
         self._text_ids = list(self.table.text_tokens.values())
         self._text_tokens = Tokenizer(WordLevel({"": 0}, unk_token=""))
-        self._text_tokens.add_tokens([AddedToken(content, normalized=False) for content in self.table.text_tokens])
+        self._text_tokens.add_tokens(  # pyright: ignore[reportUnknownMemberType]
+            [AddedToken(content, normalized=False) for content in self.table.text_tokens]
+        )
 
     def spell(self, text: bytes, spelling: Spelling, *, unfinished: bool = False) -> None:
         """Append the tokens of a text.
@@ -120,19 +97,27 @@ class TextEncoder:
                 spelling.add(self._text_ids[token_id - 1], spelling.end + len(text[start:end].encode()))
 
     def _spell_with_model(self, text: str, spelling: Spelling) -> None:
-        normalized = self._normalize(text)
+        """Normalize and encode text, and find the bytes of the text that each token spells."""
+        left, core, right = self._stripped(text)
+        normalized = self._normalize(core)
+        result = self._without_marks(normalized)
         ids = self._model.encode(normalized, add_special_tokens=False).ids
         pieces = [self.table.pieces[token_id] or b"" for token_id in ids]
-        if b"".join(pieces) == text.encode() and self._control_ids.isdisjoint(ids):
-            start = spelling.end
-            spelling.ids.extend(ids)
-            spelling.ends.extend(start + end for end in accumulate(map(len, pieces)))
-            spelling.reasons.extend([None] * len(ids))
-            return
-        regions = correspond(
-            text, self._without_marks(normalized), lambda part: self._without_marks(self._normalize(part))
-        )
-        _place(self._walk(normalized), regions, spelling)
+        if b"".join(pieces) == result.encode() and self._control_ids.isdisjoint(ids):
+            tokens = Spelling(list[int | None](ids), list(accumulate(map(len, pieces))), [None] * len(ids))
+        else:
+            tokens = self._walk(normalized)
+        if text != result:
+            regions = correspond(core, result, lambda part: self._without_marks(self._normalize(part)))
+            # The lengths of what was stripped; nothing is left of it.
+            head, tail = [[Region(len(part.encode()), 0, "changed")] if part else [] for part in (left, right)]
+            tokens = carry_over(tokens, [*head, *regions, *tail])
+        spelling.extend(tokens)
+
+    def _stripped(self, text: str) -> tuple[str, str, str]:
+        kept = text.lstrip() if self._strips[0] else text
+        core = kept.rstrip() if self._strips[1] else kept
+        return text[: len(text) - len(kept)], core, kept[len(core) :]
 
     def _normalize(self, text: str) -> str:
         return text if self._normalizer is None else self._normalizer.normalize_str(text)
@@ -140,26 +125,28 @@ class TextEncoder:
     def _without_marks(self, normalized: str) -> str:
         return normalized.replace(self.table.space_mark, " ") if self.table.space_mark else normalized
 
-    def _walk(self, normalized: str) -> Iterator["_Placed"]:
-        """Tokens of a normalized text and the bytes of it that each spells; what none spells comes without an id."""
+    def _walk(self, normalized: str) -> Spelling:
+        """Tokens of a normalized text whose tokens or white space do not simply add up to it."""
         text = self._without_marks(normalized)
-        offsets = list(accumulate((len(character.encode()) for character in text), initial=0))
-        spelled, position = text.encode(), 0
+        spelled, offsets = text.encode(), list(accumulate((len(character.encode()) for character in text), initial=0))
+        tokens = Spelling()
         for token_id, start, end in self._tokens(normalized):
             piece = self.table.pieces[token_id] or b""
-            begin = max(position, offsets[start])
+            begin = max(tokens.end, offsets[start])
             if self.table.joins_words and not spelled.startswith(piece, begin):
                 # The space that starts a word belongs to it, if there is one.
-                begin, piece = (position, piece) if spelled.startswith(piece, position) else (begin, piece.lstrip())
-            if position < begin:
-                # White space that separates words may be left out by design.
-                reason = "normalized" if spelled[position:begin].isspace() else "unspellable"
-                yield _Placed(None, position, begin, reason)
-            fits = spelled.startswith(piece, begin) and (token_id not in self._control_ids or end - start == 1)
-            position = begin + len(piece) if fits else max(begin, offsets[end])
-            yield _Placed(token_id, begin, position, None if fits else "unspellable")
-        if position < len(spelled):
-            yield _Placed(None, position, len(spelled), "unspellable")
+                begin, piece = (
+                    (tokens.end, piece) if spelled.startswith(piece, tokens.end) else (begin, piece.lstrip())
+                )
+            if tokens.end < begin:
+                tokens.add(None, begin, _reason_for_hole(spelled[tokens.end : begin]))
+            if spelled.startswith(piece, begin) and (token_id not in self._control_ids or end - start == 1):
+                tokens.add(token_id, begin + len(piece))
+            else:
+                tokens.add(token_id, max(begin, offsets[end]), "unspellable")
+        if tokens.end < len(spelled):
+            tokens.add(None, len(spelled), _reason_for_hole(spelled[tokens.end :]))
+        return tokens
 
     def _tokens(self, normalized: str, offset: int = 0) -> Iterator[tuple[int, int, int]]:
         """Token ids with the characters they stand for; text that spells a token which is not text is split."""
@@ -177,49 +164,9 @@ class TextEncoder:
             yield from self._tokens(normalized[start:end], offset + start)
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    token_id: int | None
-    start: int
-    end: int
-    reason: str | None
-
-
-def _place(tokens: Iterator[_Placed], regions: list[Region], spelling: Spelling) -> None:
-    """Carry tokens of the normalized text over to the original text."""
-    first, base = len(spelling.ids), spelling.end
-    index, original, normalized = 0, 0, 0
-    for token in tokens:
-        while index < len(regions) and normalized + regions[index].normalized <= token.start:
-            original += regions[index].original
-            if normalized == token.start:
-                # Nothing is left of the region, so no token spells it.
-                spelling.add(None, base + original, "normalized")
-            normalized += regions[index].normalized
-            index += 1
-        end, reason = _carry(token, regions, index, original, normalized)
-        spelling.add(token.token_id, -1 if end is None else base + end, reason)
-    for region in regions[index:]:
-        original += region.original
-        if not region.normalized:
-            spelling.add(None, base + original, "normalized")
-    for item in reversed(range(first, len(spelling.ids))):
-        if spelling.ends[item] < 0:
-            spelling.ends[item] = spelling.ends[item + 1]
-
-
-def _carry(
-    token: _Placed, regions: list[Region], index: int, original: int, normalized: int
-) -> tuple[int | None, str | None]:
-    """Where a token of the normalized text ends in the original text, and why it does not spell it."""
-    reason, end = token.reason, original + token.start - normalized
-    while index < len(regions) and normalized < token.end:
-        region = regions[index]
-        if region.kind == "changed":
-            reason = "normalized"
-        end = original + token.end - normalized if region.kind == "same" else None
-        original, normalized, index = original + region.original, normalized + region.normalized, index + 1
-    return (original if normalized == token.end else end), reason
+def _reason_for_hole(text: bytes) -> str:
+    # White space between words may be left out by design; anything else the model has no token for.
+    return "normalized" if text.isspace() else "unspellable"
 
 
 def _text_pipeline(parts: dict[str, Any], unicode_forms: bool) -> dict[str, Any]:
@@ -232,7 +179,7 @@ def _text_pipeline(parts: dict[str, Any], unicode_forms: bool) -> dict[str, Any]
             pre_tokenizers.append(
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
             )
-        elif step["type"] != "Prepend" and (unicode_forms or step["type"] not in _UNICODE_FORMS):
+        elif step["type"] not in ("Prepend", "Strip") and (unicode_forms or step["type"] not in _UNICODE_FORMS):
             normalizers.append(step)
     for step in steps(parts["pre_tokenizer"], "pretokenizers"):
         if step["type"] == "Metaspace":

@@ -32,7 +32,7 @@ _HTML = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class TokenBytes:
     """What each token of one tokenizer spells.
 
@@ -42,7 +42,7 @@ class TokenBytes:
         markers: Content -> id of the added tokens that mean something: special tokens, and others such as `<think>`.
         special_ids: The markers that are special tokens.
         text_tokens: Content -> id of the added tokens that are ordinary text (runs of white space, HTML, words).
-        byte_ids: Byte from 0x80 on -> id of the token that is this byte alone. Such bytes are not text by themselves.
+        byte_ids: Byte -> id of the token that is this byte alone; `<0xNN>` rather than the character, if there are both.
         space_mark: Character that stands for a space in the vocabulary (`▁`), or nothing.
         joins_words: The space before a word is not in the text that the tokenizer reads but implied (WordPiece).
     """
@@ -137,9 +137,12 @@ def steps(component: Mapping[str, Any] | None, children: str) -> Steps:
 def _build(tokenizer: PreTrainedTokenizerFast, decoder: Any, added: Mapping[int, AddedToken]) -> TokenBytes:
     backend = tokenizer.backend_tokenizer
     read_piece, read_added, space_mark = _reader(tokenizer, steps(decoder, "decoders"))
-    by_id: dict[int, bytes] = {}
-    for piece, token_id in backend.get_vocab(with_added_tokens=False).items():
-        by_id[token_id] = read_piece(piece)
+    vocab = backend.get_vocab(with_added_tokens=False)
+    by_id = {token_id: read_piece(piece) for piece, token_id in vocab.items()}
+    byte_ids = {piece[0]: token_id for token_id, piece in by_id.items() if len(piece) == 1}
+    for piece, token_id in vocab.items():
+        if _BYTE_PIECE.fullmatch(piece) and len(by_id[token_id]) == 1:
+            byte_ids[by_id[token_id][0]] = token_id
     for token_id, token in added.items():
         by_id[token_id] = read_added(token.content)
     pieces = [by_id.get(token_id) for token_id in range(max(by_id, default=-1) + 1)]
@@ -163,7 +166,7 @@ def _build(tokenizer: PreTrainedTokenizerFast, decoder: Any, added: Mapping[int,
         markers=markers,
         special_ids=frozenset(token_id for token_id, token in added.items() if token.special),
         text_tokens=text_tokens,
-        byte_ids={piece[0]: token_id for token_id, piece in by_id.items() if len(piece) == 1 and piece[0] >= 0x80},
+        byte_ids=byte_ids,
         space_mark=space_mark,
         joins_words=any(step["type"] == "WordPiece" for step in steps(decoder, "decoders")),
     )
@@ -259,5 +262,5 @@ def _check_probe(tokenizer: PreTrainedTokenizerFast, table: TokenBytes) -> None:
 
 
 def _name(tokenizer: object) -> str:
-    path = cast("str", tokenizer.name_or_path) if isinstance(tokenizer, PreTrainedTokenizerBase) else ""
+    path = cast(Any, tokenizer).name_or_path if isinstance(tokenizer, PreTrainedTokenizerBase) else ""
     return f"{type(tokenizer).__name__} {path!r}"

@@ -116,7 +116,9 @@ class TrainableHeadLogps(torch.autograd.Function):
         logps = hidden.new_empty(len(targets), dtype=plan.float_dtype)
         log_totals = torch.empty_like(logps)
         for rows in _row_groups(hidden, head, plan, with_slope=False):
-            scores = _score(hidden[rows], head, bias, ids[rows], plan, with_direction=False)
+            # An ignored state may hold anything; the backward multiplies by zero what comes of it.
+            states = hidden[rows].masked_fill(ignored[rows, None], 0)
+            scores = _score(states, head, bias, ids[rows], plan, with_direction=False)
             logps[rows], log_totals[rows] = scores.logps, scores.log_totals
         ctx.save_for_backward(hidden, weight, bias, targets, log_totals)
         ctx.plan = plan
@@ -137,9 +139,8 @@ class TrainableHeadLogps(torch.autograd.Function):
         pulls = (grad_outputs[0] * -plan.factor).masked_fill_(ignored, 0)[:, None]
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _row_groups(hidden, head, plan, with_slope=True):
-                states = hidden[rows]
-                # Zero times the hidden state of an ignored token would not be zero if that is not a number.
-                pulled = (states * pulls[rows]).masked_fill_(ignored[rows, None], 0).to(plan.dtype)
+                states = hidden[rows].masked_fill(ignored[rows, None], 0)
+                pulled = (states * pulls[rows]).to(plan.dtype)
                 pushed = torch.zeros_like(states, dtype=plan.float_dtype)
                 for columns, tile, slope in _tiles(states, head, bias, plan, with_slope=True):
                     tile.sub_(log_totals[rows, None]).exp_()
@@ -155,7 +156,7 @@ class TrainableHeadLogps(torch.autograd.Function):
                     if grad_bias is not None:
                         grad_bias[columns].addmv_(tile.T, pulls[rows, 0])
                 if grad_hidden is not None:
-                    grad_hidden[rows] = pushed.mul_(pulls[rows]).masked_fill_(ignored[rows, None], 0)
+                    grad_hidden[rows] = pushed.mul_(pulls[rows])
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -195,9 +196,8 @@ def _score(
         tile.scatter_add_(1, local, -tile.gather(1, local) * inside)
         others = others * shrink + tile.sum(dim=1, keepdim=True)
         if mixture is not None:
-            _add_matmul_(
-                mixture.mul_(shrink), (tile if slope is None else tile.mul_(slope)).to(plan.dtype), head[columns]
-            )
+            operand = (tile if slope is None else tile.mul_(slope)).to(plan.dtype)
+            _add_matmul_(mixture.mul_(shrink), operand, head[columns])
     own = (logits - largest).exp_()
     total = others + own
     logps = torch.where(own > others, -(others / own).log1p(), logits - largest - total.log())

@@ -66,9 +66,8 @@ def credit_tokens(
     trained = chunk_sizes(batch.chunks, batch.num_chunks) > 0
     log_ratios = reverse_kl_estimate(sum_by_chunk(student_logps, batch.chunks, batch.num_chunks), batch.teacher_logps)
     advantages = chunk_advantages(student_logps, batch.teacher_logps, batch.chunks, args.credit)
-    if batch.units is not None:
-        canonical = sum_by_chunk(batch.canonical_logps, batch.canonical_units, len(batch.differs))
-        advantages = advantages - text_correction(student_logps, canonical, batch.units, batch.differs, args.credit)
+    if (paths := batch.canonical) is not None:
+        advantages -= text_correction(student_logps, paths.logps, paths.units, paths.differ, args.credit)
     advantages, clipped = clip_advantages(advantages, args.advantage_clip)
     advantages = torch.where(batch.charged, batch.charge, advantages)
     return Credited(advantages, scored, clipped & scored, log_ratios.where(trained, 0.0), trained)

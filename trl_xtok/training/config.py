@@ -1,14 +1,20 @@
 """The training arguments: those of `GKDConfig`, and what cross-tokenizer distillation adds."""
 
+import inspect
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+from transformers import BitsAndBytesConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import ConfigError
 from .trl_compat import GKDConfig
 
 
+# Our own fields that hold a dictionary, or JSON of one.
+_DICTIONARIES = ("teacher_quantization_config", "chat_template_kwargs", "teacher_chat_template_kwargs")
 # Inherited fields that no code path of this trainer reads yet, with the only value they may have.
 _ONLY_VALUE: dict[str, Any] = {
     "lmbda": 1.0,
@@ -77,12 +83,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
             Number of completions generated together on one device. `None` is `per_device_train_batch_size`.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
-        *GKDConfig._VALID_DICT_FIELDS,
-        "teacher_quantization_config",
-        "chat_template_kwargs",
-        "teacher_chat_template_kwargs",
-    ]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GKDConfig._VALID_DICT_FIELDS, *_DICTIONARIES]
 
     # Parameters whose default values are overridden from GKDConfig
     temperature: float = field(
@@ -162,9 +163,15 @@ class CrossTokenizerGKDConfig(GKDConfig):
         self._check_ranges()
         self._check_teacher()
         if self.dropped_advantage != "mean":
-            self.dropped_advantage = _number("dropped_advantage", self.dropped_advantage)
-        if self.generation_batch_size is None:
-            self.generation_batch_size = self.per_device_train_batch_size
+            self.dropped_advantage = _charge(self.dropped_advantage)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Like the parent, which makes JSON of the student's quantization only."""
+        written = super().to_dict()
+        for name in ("teacher_model_init_kwargs", "teacher_quantization_config"):
+            if written[name] is not None:
+                written[name] = {key: _as_json(value) for key, value in written[name].items()}
+        return written
 
     def _refuse_unsupported(self):
         for name, value in _ONLY_VALUE.items():
@@ -176,11 +183,11 @@ class CrossTokenizerGKDConfig(GKDConfig):
         _check_literals(self)
 
     def _check_ranges(self):
-        if self.temperature <= 0:
-            raise ConfigError(f"`temperature` must be positive, got {self.temperature}.")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"`temperature` must be positive and finite, got {self.temperature}.")
         if not 0 <= self.min_coverage <= 1:
             raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {self.min_coverage}.")
-        if self.advantage_clip is not None and self.advantage_clip <= 0:
+        if self.advantage_clip is not None and not self.advantage_clip > 0:
             raise ConfigError(
                 f"`advantage_clip` must be positive, got {self.advantage_clip}. Use None to switch clipping off."
             )
@@ -196,17 +203,49 @@ class CrossTokenizerGKDConfig(GKDConfig):
             )
 
     def _check_teacher(self):
-        if self.load_teacher_in_4bit and self.teacher_quantization_config is not None:
+        for name in ("teacher_model_init_kwargs", *_DICTIONARIES):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise ConfigError(f"`{name}` must be a dictionary, or JSON of one that starts with {{, got {value!r}.")
+        loading, quantization = self.teacher_model_init_kwargs or {}, self.teacher_quantization_config
+        if self.load_teacher_in_4bit and quantization is not None:
             raise ConfigError(
-                "`load_teacher_in_4bit` and `teacher_quantization_config="
-                f"{self.teacher_quantization_config!r}` both say how to quantize the teacher. Keep one of them."
+                f"`load_teacher_in_4bit` and `teacher_quantization_config={quantization!r}` both say how to quantize "
+                "the teacher. Keep one of them."
             )
-        quantized = self.load_teacher_in_4bit or self.teacher_quantization_config is not None
-        if quantized and "quantization_config" in (self.teacher_model_init_kwargs or {}):
+        if (self.load_teacher_in_4bit or quantization is not None) and "quantization_config" in loading:
             raise ConfigError(
                 "`teacher_model_init_kwargs` holds a `quantization_config` beside `load_teacher_in_4bit` or "
                 "`teacher_quantization_config`. Keep one of them."
             )
+        if quantization is not None:
+            _check_quantization(quantization)
+        dtype = loading.get("dtype", "auto")
+        if dtype not in ("auto", None) and not isinstance(
+            vars(torch).get(str(dtype).removeprefix("torch.")), torch.dtype
+        ):
+            raise ConfigError(
+                f"`teacher_model_init_kwargs` has the dtype {dtype!r}, which torch does not know. Use for example "
+                "'bfloat16', or 'auto' for the precision it was saved in."
+            )
+
+
+def _check_quantization(quantization: dict[str, Any]) -> None:
+    """Refuse what `BitsAndBytesConfig` would pass over without a word, and so load the teacher unquantized."""
+    known = [*inspect.signature(BitsAndBytesConfig).parameters, "quant_method", "_load_in_4bit", "_load_in_8bit"]
+    unknown = [name for name in quantization if name not in known or name == "kwargs"]
+    if unknown or not (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
+        found = f"unknown settings {unknown}" if unknown else "neither `load_in_4bit` nor `load_in_8bit`"
+        raise ConfigError(
+            f"`teacher_quantization_config={quantization!r}` has {found}, so the teacher would not be quantized as "
+            "asked. Give the arguments of `BitsAndBytesConfig`, for example {'load_in_4bit': True}."
+        )
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return value.to_dict() if isinstance(value, QuantizationConfigMixin) else value
 
 
 def _has_bf16(use_cpu: bool) -> bool:
@@ -218,11 +257,17 @@ def _has_bf16(use_cpu: bool) -> bool:
     return False
 
 
-def _number(name: str, value: Any) -> float:
+def _charge(value: Any) -> float:
     try:
-        return float(value)
+        charge = float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"`{name}` must be a number or 'mean', got {value!r}.") from None
+        charge = math.nan
+    if not -math.inf < charge <= 0:
+        raise ConfigError(
+            f"`dropped_advantage` must be 'mean' or a finite number of at most zero, got {value!r}. A positive one "
+            "would reward what cannot be scored."
+        )
+    return charge
 
 
 def _check_literals(args: CrossTokenizerGKDConfig) -> None:

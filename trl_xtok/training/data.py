@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from trl import is_conversational
 
 from ..alignment.templates import prompt_ids
 from ..errors import DataError
+from .trl_compat import is_conversational
 
 
 Prompt = str | list[dict[str, Any]]

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..errors import CoverageError
-from .window import Rollout
+from .window import MicroBatch
 
 
 # In this order on every rank, so that one tensor carries them all.
@@ -95,14 +95,16 @@ class RunMetrics:
                 raise KeyError(f"{name!r} is not a sum that is reported; the sums are {', '.join(_SUMS)}")
             self._sums[name] = self._sums[name] + value
 
-    def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
-        """Count completions: lengths, stops, and whether they are canonical."""
+    def add_rollouts(self, batches: Sequence[MicroBatch]) -> None:
+        """Count completions: lengths, stops, whether they are canonical, and what is dropped of them and why."""
+        rollouts = [rollout for batch in batches for rollout in batch.rollouts]
         lengths = [len(rollout.completion_ids) for rollout in rollouts]
         stopped = [len(rollout.completion_ids) for rollout in rollouts if rollout.stopped]
         self._lengths["length"] += lengths
         self._lengths["stopped_length"] += stopped
         self.add(
             {
+                "steps": 1.0,
                 "sampled": float(sum(lengths)),
                 "rollouts": float(len(rollouts)),
                 "noncanonical": float(sum(not rollout.is_canonical for rollout in rollouts)),
@@ -110,10 +112,8 @@ class RunMetrics:
                 "stopped_length": float(sum(stopped)),
             }
         )
-
-    def add_dropped(self, dropped: Mapping[str, int]) -> None:
-        """Count tokens that are not trained on, by reason."""
-        self.add({f"dropped_{reason}": float(count) for reason, count in dropped.items()})
+        for batch in batches:
+            self.add({f"dropped_{reason}": float(count) for reason, count in batch.dropped.items()})
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

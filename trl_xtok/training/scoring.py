@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
-from ..objectives import LMHead, token_logps
+from ..objectives import Backend, LMHead, token_logps
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -91,7 +91,7 @@ def completion_logps(
     *,
     temperature: float = 1.0,
     block_size: int | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Float[Tensor, " tokens"]:
     """Log-prob of each completion token of `packed`, in its order, in nats and float32.
 

@@ -6,18 +6,19 @@ Everything that can be refused is refused here, before a large model is loaded o
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from peft import PeftConfig
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from ..alignment.templates import load_chat_template
+from ..alignment.aligner import TokenizerAligner
+from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
 from ..errors import ConfigError, DataError, TemplateError
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator, is_conversational_prompt, read_prompt
@@ -139,11 +140,25 @@ def student_config(model: str | PreTrainedModel, args: CrossTokenizerGKDConfig) 
     )
 
 
-def place_teacher(teacher: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The teacher in evaluation mode, moved to `device` if all of it is in main memory; else where it was put."""
-    if {parameter.device.type for parameter in teacher.parameters()} == {"cpu"}:
-        teacher = teacher.to(device)
-    return teacher.eval()
+def make_aligner(
+    student_tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    generation_config: GenerationConfig,
+    teacher_chat_template: str | None,
+) -> TokenizerAligner:
+    """The aligner for rollouts that end as `generation_config` says; it is given stop ids if it has none."""
+    stops = generation_config.eos_token_id
+    if stops is None:
+        stops = generation_config.eos_token_id = sorted(stop_ids(student_tokenizer))
+    teacher_end_id = None
+    if teacher_chat_template is not None:
+        teacher_end_id = end_of_turn_id(teacher_tokenizer, chat_template=teacher_chat_template)
+    return TokenizerAligner(
+        student_tokenizer,
+        teacher_tokenizer,
+        student_stop_ids=[stops] if isinstance(stops, int) else stops,
+        teacher_end_id=teacher_end_id,
+    )
 
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig) -> None:
@@ -215,19 +230,25 @@ def make_collator(
     )
 
 
-def prompt_limit(side: str, context: int | None, args: CrossTokenizerGKDConfig) -> int | None:
-    """Longest prompt that leaves room for a whole completion in a model's context and in `max_length`.
+def limit_prompts(
+    collator: PromptCollator, student_context: int | None, teacher_context: int | None, args: CrossTokenizerGKDConfig
+) -> None:
+    """Let no prompt pass that leaves too little room for a completion in `max_length` or in a model's context.
 
     Raises:
-        ConfigError: If a completion alone fills it.
+        ConfigError: If a completion alone fills one of the contexts.
     """
-    if side == "student" and args.max_length is not None:
-        context = args.max_length if context is None else min(context, args.max_length)
+    lengths = [length for length in (args.max_length, student_context) if length is not None]
+    collator.student_limit = _room("student", min(lengths, default=None), args.max_new_tokens)
+    collator.teacher_limit = _room("teacher", teacher_context, args.max_new_tokens)
+
+
+def _room(side: str, context: int | None, max_new_tokens: int) -> int | None:
     if context is None:
         return None
-    if args.max_new_tokens >= context:
+    if max_new_tokens >= context:
         raise ConfigError(
-            f"The {side} reads at most {context} tokens, and `max_new_tokens={args.max_new_tokens}` leaves no room "
-            "for a prompt. Lower `max_new_tokens`, or use a model with a longer context."
+            f"The {side} reads at most {context} tokens, and `max_new_tokens={max_new_tokens}` leaves no room for a "
+            "prompt. Lower `max_new_tokens`, or use a model with a longer context."
         )
-    return context - args.max_new_tokens
+    return context - max_new_tokens

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from ..errors import ConfigError, ModelError
 from .config import CrossTokenizerGKDConfig
-from .scoring import causal_lm, completion_logps, pack
+from .scoring import causal_lm, check_head, completion_logps, pack
 
 
 class Teacher(Protocol):
@@ -31,28 +31,22 @@ class LocalTeacher:
     """Scores with a model in this process.
 
     Args:
-        model: The teacher, in evaluation mode and on its device.
+        model: The teacher, on its device.
+        args: Say how to score: `temperature`, `block_size`, `loss_backend`.
+
+    Attributes:
+        model: The teacher, in evaluation mode.
         context: Longest sequence it can read, or `None`. Tokens beyond it get NaN.
-        pad_id: Any id of its vocabulary; padding is masked.
-        temperature: What its logits are divided by.
-        block_size: See `token_logps`.
-        backend: See `token_logps`.
+
+    Raises:
+        ModelError: If it cannot be scored exactly.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        context: int | None,
-        temperature: float,
-        block_size: int | None,
-        backend: str,
-    ):
-        self.model = model
-        self.context = context
-        self.temperature = temperature
-        self.block_size = block_size
-        self.backend = backend
+    def __init__(self, model: PreTrainedModel, args: CrossTokenizerGKDConfig):
+        self.model = model.eval()
+        self.context = context_length(causal_lm(model))
+        self._args = args
+        check_head(causal_lm(model), "teacher")
 
     @torch.no_grad()
     def token_logps(
@@ -64,9 +58,9 @@ class LocalTeacher:
         logps = completion_logps(
             causal_lm(self.model),
             pack(prompts, kept, 0, device),
-            temperature=self.temperature,
-            block_size=self.block_size,
-            backend=self.backend,
+            temperature=self._args.temperature,
+            block_size=self._args.block_size,
+            backend=self._args.loss_backend,
         )
         missing = [len(completion) - len(scored) for completion, scored in zip(completions, kept, strict=True)]
         if not any(missing):
@@ -80,15 +74,24 @@ class LocalTeacher:
         return None if self.context is None else max(self.context - len(prompt), 0)
 
 
-def load_teacher(name: str, args: CrossTokenizerGKDConfig) -> PreTrainedModel:
-    """Load a teacher by name, quantized if `args` say so.
+def load_teacher(teacher: str | PreTrainedModel, args: CrossTokenizerGKDConfig) -> PreTrainedModel:
+    """The teacher on its device, quantized if `args` say so.
 
-    Its precision follows the run (`bf16`, `fp16`, else float32) unless `teacher_model_init_kwargs` name a `dtype`.
+    Its precision follows the run (`bf16`, `fp16`, else float32) unless `teacher_model_init_kwargs` name a `dtype`. One
+    that is loaded already is moved only if all of it is in main memory.
 
     Raises:
         ModelError: If 4-bit weights are asked for and bitsandbytes is missing.
     """
-    kwargs: dict[str, Any] = dict(args.teacher_model_init_kwargs or {})
+    if isinstance(teacher, str):
+        teacher = _from_pretrained(teacher, args)
+    if {parameter.device.type for parameter in teacher.parameters()} == {"cpu"}:
+        teacher = teacher.to(args.device)
+    return teacher
+
+
+def _from_pretrained(name: str, args: CrossTokenizerGKDConfig) -> PreTrainedModel:
+    kwargs: dict[str, Any] = {**(args.teacher_model_init_kwargs or {})}
     compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     dtype = kwargs.pop("dtype", compute_dtype)
     kwargs["dtype"] = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
@@ -111,7 +114,7 @@ def _quantization_config(args: CrossTokenizerGKDConfig, compute_dtype: torch.dty
     return BitsAndBytesConfig(**args.teacher_quantization_config)
 
 
-def check_teacher_arguments(teacher_model: Any, args: CrossTokenizerGKDConfig) -> str | PreTrainedModel:
+def check_teacher(teacher_model: Any, args: CrossTokenizerGKDConfig) -> str | PreTrainedModel:
     """The teacher to use: the one given, else the one named in `args`.
 
     Raises:

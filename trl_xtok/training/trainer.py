@@ -22,10 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
-from trl import SFTTrainer
 
-from ..alignment.aligner import TokenizerAligner
-from ..alignment.templates import end_of_turn_id, stop_ids
 from ..objectives import chunk_rkl
 from . import setup
 from .advantages import charge_dropped, credit_tokens
@@ -34,9 +31,16 @@ from .data import unpad
 from .metrics import CoverageGuard, RunMetrics
 from .rollouts import generate_completions, sampling_seed
 from .scoring import causal_lm, check_head, completion_logps
-from .teachers import LocalTeacher, check_teacher_arguments, context_length, load_teacher
-from .trl_compat import GKDTrainer, TeacherStandIn, call_through_wrapper, gkd_init, unwrap_model_for_generation
-from .window import MicroBatch, Rollout, add_units, align_rollouts, assemble
+from .teachers import LocalTeacher, check_teacher, context_length, load_teacher
+from .trl_compat import (
+    GKDTrainer,
+    SFTTrainer,
+    TeacherStandIn,
+    call_through_wrapper,
+    gkd_init,
+    unwrap_model_for_generation,
+)
+from .window import MicroBatch, Rollout, add_canonical_paths, align_rollouts, assemble
 
 
 # Keeps evaluation from drawing what some training step draws.
@@ -87,9 +91,10 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         ModelError: If one of the models cannot be scored exactly.
     """
 
+    # The parents leave these open.
     args: CrossTokenizerGKDConfig
-    processing_class: PreTrainedTokenizerBase
-    model: nn.Module
+    processing_class: Any
+    model: Any
 
     _tag_names: ClassVar = ["trl", "gkd", "trl-xtok"]
     _name = "Cross-Tokenizer GKD"
@@ -137,7 +142,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         )
         setup.refuse_sharding(deepspeed=args.deepspeed_plugin is not None, fsdp=False)
         setup.put_student_quantization(model, args, quantization_config)
-        teacher = check_teacher_arguments(teacher_model, args)
+        teacher = check_teacher(teacher_model, args)
         tokenizer = setup.load_student_tokenizer(processing_class, model, args)
         teacher_tokenizer = setup.load_teacher_tokenizer(teacher_processing_class, teacher, args)
         collator = setup.make_collator(tokenizer, teacher_tokenizer, args)
@@ -157,48 +162,23 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
                 peft_config=peft_config,
             )
         setup.refuse_sharding(deepspeed=False, fsdp=self.is_fsdp_enabled)
-        self._init_generation()
-        self._init_teacher(teacher, teacher_tokenizer, collator.teacher_chat_template)
-        collator.student_limit = setup.prompt_limit("student", context_length(causal_lm(self.model)), args)
-        collator.teacher_limit = setup.prompt_limit("teacher", self.teacher.context, args)
-        self._run_metrics = {"train": RunMetrics(), "eval": RunMetrics()}
-        self._coverage_guard = CoverageGuard(args.min_coverage)
-
-    def _init_generation(self) -> None:
-        # The parent samples without a KV cache when gradient checkpointing is on; we switch that off while sampling.
+        # The parent samples without a KV cache when gradient checkpointing is on; it is off while we sample.
         self.generation_config.use_cache = True
-        if self.generation_config.eos_token_id is None:
-            self.generation_config.eos_token_id = sorted(stop_ids(self.processing_class))
-        self.model.config.get_text_config().pad_token_id = self.processing_class.pad_token_id
-
-    def _init_teacher(
-        self, teacher: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
-    ) -> None:
-        stops = self.generation_config.eos_token_id
-        self.aligner = TokenizerAligner(
-            self.processing_class,
-            tokenizer,
-            student_stop_ids=[stops] if isinstance(stops, int) else stops,
-            teacher_end_id=end_of_turn_id(tokenizer, chat_template=chat_template),
+        self.aligner = setup.make_aligner(
+            tokenizer, teacher_tokenizer, self.generation_config, collator.teacher_chat_template
         )
         check_head(causal_lm(self.model), "student")
-        if isinstance(teacher, str):
-            teacher = load_teacher(teacher, self.args)
-        self.teacher_model = setup.place_teacher(teacher, self.args.device)
-        check_head(causal_lm(self.teacher_model), "teacher")
-        self.teacher = LocalTeacher(
-            self.teacher_model,
-            context=context_length(self.teacher_model),
-            temperature=self.temperature,
-            block_size=self.args.block_size,
-            backend=self.args.loss_backend,
-        )
+        self.teacher = LocalTeacher(load_teacher(teacher, args), args)
+        self.teacher_model = self.teacher.model
+        setup.limit_prompts(collator, context_length(causal_lm(self.model)), self.teacher.context, args)
+        self._run_metrics = {"train": RunMetrics(), "eval": RunMetrics()}
+        self._coverage_guard = CoverageGuard(args.min_coverage)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[MicroBatch], Tensor | int | None]:
+    ) -> tuple[list[dict[str, Any]], Tensor | None]:
         """Turn the prompts of the next optimizer step into scored micro-batches and count their trained tokens."""
         prompts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not prompts:
@@ -215,12 +195,9 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             windows = [align_rollouts(self.aligner, batch, completions) for batch in prompts]
         with metrics.timed("teacher"):
             batches = [self._score(rollouts) for rollouts in windows]
-        for batch in batches:
-            metrics.add_rollouts(batch.rollouts)
-            metrics.add_dropped(batch.dropped)
+        metrics.add_rollouts(batches)
         with metrics.timed("student"):
             trained = self._fix_window(batches)
-        metrics.add({"steps": 1.0})
         # The trainer counts floating-point operations from `input_ids`.
         return [{"input_ids": b.packed["input_ids"], "micro_batch": b} for b in batches], trained
 
@@ -233,9 +210,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             ) as student,
             self.accelerator.autocast(),
         ):
-            return generate_completions(
-                causal_lm(student), rows, self.generation_config, self.args.generation_batch_size, self.args.device
-            )
+            size = self.args.generation_batch_size or self.args.per_device_train_batch_size
+            return generate_completions(causal_lm(student), rows, self.generation_config, size, self.args.device)
 
     def _score(self, rollouts: Sequence[Rollout]) -> MicroBatch:
         teacher_logps = self.teacher.token_logps(
@@ -259,7 +235,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         score = partial(self._student_logps, self.model)
         if self.args.segmentation == "text":
             for batch in batches:
-                add_units(batch, score, pad_id=self.processing_class.pad_token_id, device=self.args.device)
+                add_canonical_paths(batch, score, pad_id=self.processing_class.pad_token_id, device=self.args.device)
         if charged:
             charge_dropped(batches, score, self.args, self.accelerator)
         return (counts[0] + counts[1]).clamp(min=1)
@@ -320,7 +296,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         numbers = (self.args.seed, _EVALUATION + self._eval_batches, self.args.process_index)
         with torch.no_grad(), sampling_seed(*numbers, device=self.args.device):
             batches, trained = self._score_window([inputs], self._run_metrics["eval"])
-            return self.compute_loss(model, batches[0], num_items_in_batch=trained), None, None
+            loss = self.compute_loss(model, batches[0], num_items_in_batch=trained)
+        return loss, None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last log."""

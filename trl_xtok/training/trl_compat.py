@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
+from trl.data_utils import is_conversational
 from trl.import_utils import TRLExperimentalWarning
 
 
@@ -19,14 +20,17 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TRLExperimentalWarning)
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.models.utils import _ForwardRedirection, unwrap_model_for_generation
+from trl.trainer.sft_trainer import SFTTrainer
 
 
 __all__ = [
     "GKDConfig",
     "GKDTrainer",
+    "SFTTrainer",
     "TeacherStandIn",
     "call_through_wrapper",
     "gkd_init",
+    "is_conversational",
     "unwrap_model_for_generation",
 ]
 

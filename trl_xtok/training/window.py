@@ -75,6 +75,21 @@ def align_rollouts(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class CanonicalPaths:
+    """The student's own canonical tokenizations of the rollouts that left theirs, scored unit by unit.
+
+    Attributes:
+        units: The unit of each completion token of the micro-batch, else -1.
+        differ: Whether the canonical path through a unit is another one than the sampled.
+        logps: Log-prob that the student gives to the canonical path through each unit, in nats.
+    """
+
+    units: Int[Tensor, " tokens"]
+    differ: Bool[Tensor, " units"]
+    logps: Float[Tensor, " units"]
+
+
 @dataclass(slots=True)
 class MicroBatch:
     """Aligned and scored rollouts that go through the student together.
@@ -86,10 +101,7 @@ class MicroBatch:
         chunk_bytes: Bytes of text in each chunk; 0 for end chunks.
         charged: Completion tokens that are charged instead of scored.
         dropped: Reason -> number of student tokens that are not trained on.
-        units: The unit of each completion token for the text correction, else -1.
-        differs: Whether a unit's canonical path is another one than the sampled.
-        canonical_units: The unit of each token on the canonical paths of the rollouts that left theirs, else -1.
-        canonical_logps: The student's log-prob of each of these tokens.
+        canonical: What `segmentation="text"` needs; `None` if all rollouts are canonical.
         charge: Advantage of the charged tokens.
         rollouts: What the micro-batch was made of.
     """
@@ -100,10 +112,7 @@ class MicroBatch:
     chunk_bytes: Int[Tensor, " chunks"]
     charged: Bool[Tensor, " tokens"]
     dropped: Counter[str]
-    units: Int[Tensor, " tokens"] | None = None
-    differs: Bool[Tensor, " units"] | None = None
-    canonical_units: Int[Tensor, " canonical_tokens"] | None = None
-    canonical_logps: Float[Tensor, " canonical_tokens"] | None = None
+    canonical: CanonicalPaths | None = None
     charge: Float[Tensor, ""] | float = 0.0
     rollouts: Sequence[Rollout] = field(default=())
 
@@ -178,19 +187,19 @@ def _bytes_by_chunk(alignment: Alignment) -> list[int]:
     return sizes
 
 
-def add_units(
+def add_canonical_paths(
     batch: MicroBatch,
     score: Callable[[dict[str, Tensor]], Float[Tensor, " tokens"]],
     *,
     pad_id: int,
     device: torch.device,
 ) -> None:
-    """Find the units of `batch` and score their canonical paths, for the text correction.
+    """Find the units of `batch` and score the canonical paths through them, for the text correction.
 
     Rollouts that are canonical need no correction, so their tokens stay outside all units.
 
     Args:
-        batch: Gets its `units`, `differs`, `canonical_units` and `canonical_logps`.
+        batch: Gets its `canonical`.
         score: The student's log-probs of packed completions.
         pad_id: Padding id of the student.
         device: Where the student is.
@@ -217,12 +226,14 @@ def add_units(
         canonical_units += (unit + offset if unit >= 0 else -1 for unit in on_canonical)
     if not others:
         return
-    batch.units = to_device(torch.tensor(units, dtype=torch.long), device)
-    batch.canonical_units = to_device(torch.tensor(canonical_units, dtype=torch.long), device)
-    batch.differs = to_device(torch.tensor(differs, dtype=torch.bool), device)
     packed = pack([r.prompt_ids for r in others], [r.canonical.teacher_ids for r in others], pad_id, device)
     with torch.no_grad():
-        batch.canonical_logps = score(packed)
+        token_logps = score(packed)
+    batch.canonical = CanonicalPaths(
+        units=to_device(torch.tensor(units, dtype=torch.long), device),
+        differ=to_device(torch.tensor(differs, dtype=torch.bool), device),
+        logps=sum_by_chunk(token_logps, to_device(torch.tensor(canonical_units), device), len(differs)),
+    )
 
 
 def _ids_by_unit(ids: Sequence[int], units: Sequence[int], num_units: int) -> list[list[int]]:

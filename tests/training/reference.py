@@ -1,0 +1,151 @@
+"""The objective by the book: full logits, one completion at a time without padding, float64, Python lists.
+
+Slow and plain on purpose. It shares nothing with the package but the aligner, which has tests of its own.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trl_xtok import CrossTokenizerGKDTrainer
+
+
+def token_logps(model, prompt_ids: Sequence[int], completion_ids: Sequence[int], temperature: float = 1.0) -> Tensor:
+    """Log-prob of each token of one completion, from the model's own logits."""
+    if not completion_ids:
+        return torch.zeros(0, dtype=torch.float64)
+    ids = torch.tensor([[*prompt_ids, *completion_ids]])
+    logits = model(input_ids=ids, use_cache=False).logits[0].double() / temperature
+    predicting = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
+    return torch.stack([row[token] for row, token in zip(predicting, completion_ids, strict=True)])
+
+
+def chunk_advantages(logps: list[float], teacher_logp: float, credit: str) -> list[float]:
+    """The formulas of design section 6 on one chunk."""
+    student_logp, size = sum(logps), len(logps)
+    match credit:
+        case "proportional":
+            return [(teacher_logp / student_logp - 1) * p for p in logps]
+        case "additive":
+            return [(teacher_logp - student_logp) / size] * size
+        case "uniform":
+            return [teacher_logp / size - p for p in logps]
+        case "chunk":
+            return [teacher_logp - student_logp] * size
+    raise ValueError(credit)
+
+
+def unit_corrections(logps: list[float], canonical_logp: float, credit: str) -> list[float]:
+    """What each token of a unit loses where the sampled path is not the canonical one."""
+    student_logp, size = sum(logps), len(logps)
+    both = torch.tensor([student_logp, canonical_logp], dtype=torch.float64).logsumexp(0).item()
+    delta = both - student_logp
+    match credit:
+        case "proportional":
+            return [delta * p / student_logp for p in logps]
+        case "additive" | "uniform":
+            return [delta / size] * size
+        case "chunk":
+            return [delta] * size
+    raise ValueError(credit)
+
+
+def find_units(chunks: Sequence[int], regions: Sequence[int]) -> list[list[int]]:
+    """Tokens that hang together through shared chunks or regions, as lists of positions."""
+    units = [{index} for index in range(len(chunks))]
+    for numbers in (chunks, regions):
+        for number in set(numbers) - {-1}:
+            members = {index for index, other in enumerate(numbers) if other == number}
+            touched = [unit for unit in units if unit & members]
+            units = [unit for unit in units if not unit & members] + [set().union(*touched)]
+    return sorted(sorted(unit) for unit in units)
+
+
+class Reference:
+    """The loss of one optimizer step for fixed rollouts; see `loss`."""
+
+    def __init__(self, trainer: CrossTokenizerGKDTrainer):
+        self.aligner = trainer.aligner
+        self.args = trainer.args
+        self.tokenize = trainer.data_collator.tokenize
+        self.student = copy.deepcopy(trainer.model).double().train()
+        self.teacher = copy.deepcopy(trainer.teacher_model).double().eval()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the student's parameters by name."""
+        return {name: p.grad for name, p in self.student.named_parameters() if p.grad is not None}
+
+    def loss(self, rollouts: dict[str, list[int]]) -> Tensor:
+        """Minus the mean of advantage times log-prob over all tokens that are trained on, with gradient.
+
+        Args:
+            rollouts: The completion of each plain-text prompt.
+        """
+        rows = [self._row(*self.tokenize(prompt), completion) for prompt, completion in rollouts.items()]
+        scored = [a for _, advantages, _ in rows for a in advantages if a is not None]
+        charge = self.args.dropped_advantage
+        if charge == "mean":
+            charge = min(0.0, sum(scored) / max(len(scored), 1))
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for logps, advantages, charged in rows:
+            for logp, advantage, pays in zip(logps, advantages, charged, strict=True):
+                if pays and charge_applies(self.args.dropped_advantage):
+                    advantage = charge
+                if advantage is not None:
+                    total, count = total - advantage * logp, count + 1
+        return total / max(count, 1)
+
+    def _row(
+        self, prompt_ids: list[int], teacher_prompt_ids: list[int], ids: list[int]
+    ) -> tuple[Tensor, list[float | None], list[bool]]:
+        """Log-probs, advantages (`None` where nothing is scored) and whether a token is to be charged."""
+        args, alignment = self.args, self.aligner.align(ids)
+        logps = token_logps(self.student, prompt_ids, ids, args.temperature)
+        with torch.no_grad():
+            teacher = token_logps(self.teacher, teacher_prompt_ids, alignment.teacher_ids, args.temperature).tolist()
+        values, chunks = logps.tolist(), list(alignment.student_chunks)
+        finished = bool(ids) and ids[-1] in self.aligner.student_stop_ids
+        if not finished and not self.aligner.same_vocabulary:
+            chunks = [-1 if chunk == alignment.num_chunks - 1 else chunk for chunk in chunks]
+        advantages: list[float | None] = [None] * len(ids)
+        for chunk in set(chunks) - {-1}:
+            members = [index for index, other in enumerate(chunks) if other == chunk]
+            teacher_logp = sum(
+                p for p, other in zip(teacher, alignment.teacher_chunks, strict=True) if other == chunk
+            )
+            split = chunk_advantages([values[i] for i in members], teacher_logp, args.credit)
+            for index, advantage in zip(members, split, strict=True):
+                advantages[index] = advantage
+        if args.segmentation == "text":
+            for index, correction in self.corrections(prompt_ids, ids, values, chunks).items():
+                advantages[index] -= correction
+        if (clip := args.advantage_clip) is not None:
+            advantages = [None if a is None else max(-clip, min(clip, a)) for a in advantages]
+        charged = [reason in ("invalid_utf8", "unknown_id") for reason in alignment.drop_reasons]
+        return logps, advantages, charged
+
+    def corrections(
+        self, prompt_ids: list[int], ids: list[int], logps: list[float], chunks: list[int]
+    ) -> dict[int, float]:
+        """Position -> what `segmentation="text"` takes off its advantage."""
+        canonical = self.aligner.canonical(ids)
+        with torch.no_grad():
+            other = token_logps(self.student, prompt_ids, canonical.teacher_ids, self.args.temperature).tolist()
+        found: dict[int, float] = {}
+        for unit in find_units(chunks, canonical.student_chunks):
+            regions = {canonical.student_chunks[index] for index in unit}
+            if -1 in regions or any(chunks[index] == -1 for index in unit):
+                continue
+            path = [j for j, region in enumerate(canonical.teacher_chunks) if region in regions]
+            if [ids[index] for index in unit] == [canonical.teacher_ids[j] for j in path]:
+                continue
+            split = unit_corrections([logps[i] for i in unit], sum(other[j] for j in path), self.args.credit)
+            found |= zip(unit, split, strict=True)
+        return found
+
+
+def charge_applies(dropped_advantage: float | str) -> bool:
+    """A charge of zero means that the tokens are not trained on at all."""
+    return dropped_advantage == "mean" or dropped_advantage != 0.0

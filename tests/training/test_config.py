@@ -1,0 +1,248 @@
+"""The training arguments: what they accept, what they refuse and how they say so."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from trl import TrlParser
+
+from trl_xtok import CrossTokenizerGKDConfig
+from trl_xtok.errors import ConfigError
+from trl_xtok.training.config import _ONLY_VALUE
+from trl_xtok.training.trl_compat import GKDConfig
+
+
+INHERITED = {field.name for field in dataclasses.fields(GKDConfig)}
+OWN = [field.name for field in dataclasses.fields(CrossTokenizerGKDConfig) if field.name not in INHERITED]
+
+
+def config(**changes) -> CrossTokenizerGKDConfig:
+    return CrossTokenizerGKDConfig("out", **changes)
+
+
+def test_an_output_folder_is_enough_on_a_cpu():
+    args = CrossTokenizerGKDConfig(output_dir="out")
+    assert (args.bf16, args.fp16, args.use_cpu) == (False, False, True)
+    assert (args.temperature, args.lmbda) == (1.0, 1.0)
+    assert (args.learning_rate, args.max_new_tokens, args.max_length) == (2e-5, 128, 1024)
+
+
+def test_even_the_output_folder_may_be_left_out():
+    assert CrossTokenizerGKDConfig().use_cpu
+
+
+def test_half_precision_can_be_asked_for():
+    assert config(bf16=True).bf16
+    assert config(bf16=False).bf16 is False
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("objective", "jsd"),
+        ("credit", "even"),
+        ("segmentation", "paths"),
+        ("loss_backend", "triton"),
+        ("advantage_clip", 0.0),
+        ("advantage_clip", -1.0),
+        ("advantage_clip", math.nan),
+        ("dropped_advantage", "median"),
+        ("dropped_advantage", 0.5),
+        ("dropped_advantage", "0.5"),
+        ("dropped_advantage", math.nan),
+        ("dropped_advantage", -math.inf),
+        ("min_coverage", -0.1),
+        ("min_coverage", 1.1),
+        ("min_coverage", math.nan),
+        ("block_size", 0),
+        ("generation_batch_size", 0),
+        ("max_new_tokens", 0),
+        ("temperature", 0.0),
+        ("temperature", -1.0),
+        ("temperature", math.inf),
+        ("temperature", math.nan),
+        ("chat_template_kwargs", "enable_thinking"),
+        ("chat_template_kwargs", ["enable_thinking"]),
+        ("teacher_chat_template_kwargs", "[1]"),
+        ("teacher_quantization_config", "nf4"),
+        ("teacher_quantization_config", {"load_in_4_bit": True}),
+        ("teacher_model_init_kwargs", "bfloat16"),
+        ("teacher_model_init_kwargs", {"dtype": "float99"}),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name_and_value(name, value):
+    with pytest.raises(ConfigError) as error:
+        config(**{name: value})
+    assert f"`{name}" in str(error.value)
+    assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["mean", -1.5, "-1.5", 0, "0.0"])
+def test_dropped_tokens_are_charged_the_mean_or_a_number(value):
+    expected = value if value == "mean" else float(value)
+    assert config(dropped_advantage=value).dropped_advantage == expected
+
+
+def test_clipping_can_be_switched_off():
+    assert config(advantage_clip=None).advantage_clip is None
+
+
+def test_completions_that_fill_max_length_are_refused():
+    with pytest.raises(ConfigError, match=r"`max_new_tokens=512` leaves no room .* `max_length=512`"):
+        config(max_new_tokens=512, max_length=512)
+    assert config(max_new_tokens=2048, max_length=None).max_new_tokens == 2048
+
+
+@pytest.mark.parametrize("name", ["lmbda", "beta"])
+def test_the_range_checks_of_gkd_still_apply(name):
+    with pytest.raises(ValueError, match=name):
+        config(**{name: 1.5})
+
+
+def another(value):
+    """A value of the same kind that the inherited checks accept."""
+    others = {
+        "truncation_mode": "keep_end",
+        "loss_type": "dft",
+        "packing_strategy": "wrapped",
+        "dataset_text_field": "content",
+    }
+    return lambda name: others.get(name, not value if isinstance(value, bool) else {None: 1}.get(value, 0.25))
+
+
+@pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", _ONLY_VALUE)
+def test_an_inherited_argument_that_nothing_reads_is_refused(name):
+    value = another(_ONLY_VALUE[name])(name)
+    with pytest.raises(ConfigError, match=f"`{name}={value!r}` is not supported"):
+        config(**{name: value})
+
+
+@pytest.mark.parametrize("name", _ONLY_VALUE)
+def test_an_inherited_argument_that_nothing_reads_may_be_given_at_its_default(name):
+    assert getattr(config(**{name: _ONLY_VALUE[name]}), name) == _ONLY_VALUE[name]
+
+
+def test_there_is_one_way_to_quantize_the_teacher():
+    four_bit = {"load_in_4bit": True}
+    with pytest.raises(ConfigError, match="Keep one of them"):
+        config(load_teacher_in_4bit=True, teacher_quantization_config=four_bit)
+    for asked in ({"load_teacher_in_4bit": True}, {"teacher_quantization_config": four_bit}):
+        with pytest.raises(ConfigError, match=r"`teacher_model_init_kwargs` holds a `quantization_config`"):
+            config(teacher_model_init_kwargs={"quantization_config": four_bit}, **asked)
+
+
+@pytest.mark.parametrize("name", ["chat_template_kwargs", "teacher_chat_template_kwargs"])
+def test_template_arguments_may_be_json(name):
+    assert getattr(config(**{name: '{"enable_thinking": false}'}), name) == {"enable_thinking": False}
+
+
+def test_the_teacher_quantization_may_be_json():
+    text = '{"load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}'
+    assert config(teacher_quantization_config=text).teacher_quantization_config == {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+    }
+
+
+def test_every_argument_of_ours_is_documented_for_the_class_and_for_the_command_line():
+    arguments = CrossTokenizerGKDConfig.__doc__.partition("Args:")[2]
+    for field in dataclasses.fields(CrossTokenizerGKDConfig):
+        if field.name in OWN:
+            assert f"\n        {field.name} (`" in arguments, field.name
+            assert field.metadata["help"].endswith("."), field.name
+    assert [line.split()[0] for line in arguments.splitlines() if line.startswith(" " * 8 + OWN[0])] == [OWN[0]]
+
+
+def test_the_class_documents_no_argument_that_it_does_not_have():
+    arguments = CrossTokenizerGKDConfig.__doc__.partition("Args:")[2]
+    documented = [line.split()[0] for line in arguments.splitlines() if line.startswith(" " * 8) and line[8:9].strip()]
+    assert sorted(documented) == sorted(OWN)
+
+
+def documented_default(name: str) -> str | None:
+    lines = CrossTokenizerGKDConfig.__doc__.splitlines()
+    line = next(line for line in lines if line.startswith(f"        {name} ("))
+    _, found, default = line.partition("defaults to `")
+    return default.rstrip(":").rstrip(")").rstrip("`").strip('"') if found else None
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_documented_default_is_the_default(name):
+    default = next(field.default for field in dataclasses.fields(CrossTokenizerGKDConfig) if field.name == name)
+    assert documented_default(name) == (None if default is None else str(default))
+
+
+def parse(*flags: str) -> CrossTokenizerGKDConfig:
+    (args,) = TrlParser((CrossTokenizerGKDConfig,)).parse_args_and_config(["--output_dir", "out", *flags])
+    return args
+
+
+def test_the_command_line_gives_the_same_arguments_as_the_class():
+    parsed, built = parse().to_dict(), CrossTokenizerGKDConfig("out").to_dict()
+    assert parsed == built
+
+
+def test_the_command_line_sets_every_kind_of_argument():
+    args = parse(
+        *("--credit", "additive", "--advantage_clip", "5", "--load_teacher_in_4bit", "--block_size", "64"),
+        *("--teacher_chat_template_kwargs", '{"enable_thinking": false}', "--min_coverage", "0.25"),
+    )
+    assert (args.credit, args.advantage_clip, args.load_teacher_in_4bit) == ("additive", 5.0, True)
+    assert (args.block_size, args.min_coverage) == (64, 0.25)
+    assert args.teacher_chat_template_kwargs == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(("flag", "value"), [("mean", "mean"), ("-2.5", -2.5), ("0", 0.0)])
+def test_the_command_line_takes_a_charge_as_a_word_or_a_number(flag, value):
+    assert parse("--dropped_advantage", flag).dropped_advantage == value
+
+
+def test_the_command_line_explains_every_argument_of_ours(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert [name for name in OWN if f"--{name}" not in text] == []
+
+
+def test_a_yaml_file_sets_arguments(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("credit: uniform\ndropped_advantage: -1.0\nteacher_quantization_config:\n  load_in_4bit: true\n")
+    args = parse("--config", str(file))
+    assert (args.credit, args.dropped_advantage) == ("uniform", -1.0)
+    assert args.teacher_quantization_config == {"load_in_4bit": True}
+
+
+FULL = {
+    "dropped_advantage": -1.0,
+    "advantage_clip": None,
+    "teacher_quantization_config": '{"load_in_4bit": true}',
+    "chat_template_kwargs": {"enable_thinking": False},
+    "generation_batch_size": 4,
+    "teacher_model_init_kwargs": {"dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("changes", [{}, FULL], ids=["defaults", "everything"])
+def test_arguments_survive_a_round_trip(changes):
+    args = config(**changes)
+    written = json.loads(args.to_json_string())
+    assert {name: written[name] for name in OWN} == {name: getattr(args, name) for name in OWN}
+    tokens = {name: None for name in written if name.endswith("_token")}
+    again = CrossTokenizerGKDConfig(**written | tokens)
+    assert again.to_dict() == args.to_dict()
+
+
+@pytest.mark.parametrize("changes", [{}, FULL], ids=["defaults", "everything"])
+def test_arguments_can_be_replaced(changes):
+    args = config(**changes)
+    replaced = dataclasses.replace(args, learning_rate=1e-4)
+    assert replaced.learning_rate == 1e-4
+    assert {name: getattr(replaced, name) for name in OWN} == {name: getattr(args, name) for name in OWN}
+
+
+def test_the_generation_batch_follows_the_training_batch_when_it_is_replaced():
+    args = dataclasses.replace(config(per_device_train_batch_size=2), per_device_train_batch_size=16)
+    assert args.generation_batch_size is None
