@@ -27,6 +27,7 @@ LAYERS = [
     "training.trl_compat",
     "training.config",
     "training.data",
+    "training.loading",
     "training.setup",
     "training.rollouts",
     "training.scoring",

@@ -44,24 +44,10 @@ def spell(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[bytes]
     return [token_bytes(tokenizer, id) for id in ids]
 
 
-def whole_characters(text: bytes) -> tuple[bytes, str, bytes]:
-    """A piece of UTF-8 as the end of a character, whole characters, and the beginning of a character."""
-    start = next((i for i, byte in enumerate(text) if not 0x80 <= byte <= 0xBF), len(text))
-    for end in range(len(text), max(start, len(text) - 4) - 1, -1):
-        try:
-            return text[:start], text[start:end].decode(), text[end:]
-        except UnicodeDecodeError:
-            continue
-    raise ValueError(f"{text!r} is not a piece of valid UTF-8.")
-
-
-def canonical(text: bytes) -> tuple[bytes, str, bytes] | bytes:
-    """Equal for two texts that are equal, or canonically equivalent with equal torn characters at either end."""
-    try:
-        head, characters, tail = whole_characters(text)
-    except ValueError:
-        return text
-    return head, unicodedata.normalize("NFC", characters), tail
+def canonical(text: bytes) -> str:
+    """Equal for two texts that are equal, or canonically equivalent with the same invalid bytes in the same places."""
+    # Each invalid byte becomes a lone surrogate, which neither composes with its neighbours nor lets them pass.
+    return unicodedata.normalize("NFC", text.decode(errors="surrogateescape"))
 
 
 def chunks(student: Sequence[bytes], teacher: Sequence[bytes]) -> tuple[list[int], list[int]]:
@@ -71,7 +57,7 @@ def chunks(student: Sequence[bytes], teacher: Sequence[bytes]) -> tuple[list[int
     and what stands after it too.
     """
 
-    def around(tokens: Sequence[bytes]) -> list[tuple[object, object]]:
+    def around(tokens: Sequence[bytes]) -> list[tuple[str, str]]:
         ends = range(1, len(tokens) + 1)
         return [(canonical(b"".join(tokens[:end])), canonical(b"".join(tokens[end:]))) for end in ends]
 

@@ -25,11 +25,12 @@ def completion(student: str, kind: str, length: int) -> list[int]:
     if kind == "random ids":
         generator = random.Random(0)
         return [generator.randrange(len(tokenizer(student))) for _ in range(length)]
+    if kind == "spaces one by one":
+        return sampled(student, " ")[-1:] * length
     text = {
         "one phrase again": "the cat sat on the mat, ",
         "one long word": "ab",
         "one letter": "a",
-        "spaces": " ",
         "rare characters": texts.CLEAN["rare cjk"],
         "mixed": " ".join(texts.CLEAN.values()),
     }[kind]
@@ -44,7 +45,7 @@ KINDS = [
     "random ids",
     "one long word",
     "one letter",
-    "spaces",
+    "spaces one by one",
     "rare characters",
     "mixed",
 ]

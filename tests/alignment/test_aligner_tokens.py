@@ -112,7 +112,7 @@ def with_added_tokens(name: str, *contents: str) -> PreTrainedTokenizerFast:
     return copy
 
 
-@pytest.mark.parametrize("student", ["llama3", "mistral1"])
+@pytest.mark.parametrize("student", ["smollm2", "mistral1"])
 def test_think_maps_to_think_between_different_vocabularies(student):
     tokens = with_added_tokens(student, "<think>", "</think>")
     think = tokens.convert_tokens_to_ids("<think>")
@@ -279,14 +279,14 @@ def test_a_teacher_that_truncates_and_pads_is_asked_for_the_whole_text():
     assert alignment.coverage > 0.9
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mistral1", "gpt_oss", "unigram", "wordpiece"])
+@pytest.mark.parametrize("name", ["qwen3", "mistral1", "unigram", "wordpiece"])
 def test_the_callers_tokenizers_are_left_as_they_were(name):
     def state() -> tuple[str, list[int], bool]:
         markup = tokenizer(name)("a <|im_end|></s><think> [CLS] b")["input_ids"]
         return tokenizer(name).backend_tokenizer.to_str(), markup, tokenizer(name).split_special_tokens
 
     before = state()
-    for pair in ((name, "llama3"), ("llama3", name)):
+    for pair in ((name, "smollm2"), ("smollm2", name)):
         aligner_of_pair = TokenizerAligner(*(tokenizer(side) for side in pair))
         aligner_of_pair.align(sampled_as_text(pair[0], "Use <|im_end|> and </s>: naïve 机器."))
         aligner_of_pair.canonical(sampled(pair[0], texts.CLEAN["english"]))

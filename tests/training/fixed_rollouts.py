@@ -1,19 +1,26 @@
 """Completions that a ByteLevel student (SmolLM2) can sample, one of each troublesome kind, and a trainer for them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from peft import LoraConfig
 from torch import Tensor
+from transformers import TrainerCallback
 
 from tests import real_tokenizers
 from tests.conversion import printable_bytes
-from tests.training.tiny_models import PROMPTS
+from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
 from trl_xtok import CrossTokenizerGKDTrainer
 from trl_xtok.training.data import unpad
 
 
 # Rows of the embedding beyond the tokenizer, as many models have them; the student can sample these ids too.
 PADDING_ROWS = 64
+
+# Random adapters: with the usual zeros in one of the two matrices half of the gradients would be zero.
+LORA = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj", "down_proj"])
 
 
 def text(content: str) -> list[int]:
@@ -22,9 +29,9 @@ def text(content: str) -> list[int]:
 
 
 def raw(content: bytes) -> list[int]:
-    """One token per byte."""
-    shown = printable_bytes()
-    return real_tokenizers.smollm2().convert_tokens_to_ids([shown[byte] for byte in content])
+    """One token per byte; not every byte has one."""
+    shown, vocabulary = printable_bytes(), real_tokenizers.smollm2().get_vocab()
+    return [vocabulary[shown[byte]] for byte in content]
 
 
 def stop() -> list[int]:
@@ -49,24 +56,113 @@ def rollouts() -> dict[str, list[int]]:
 
 
 class FixedTrainer(CrossTokenizerGKDTrainer):
-    """Takes each prompt's completion from `rollouts` instead of sampling it."""
+    """Takes each prompt's completion from `rollouts` instead of sampling it, unless there are none.
 
-    rollouts: dict[str, list[int]]
+    Attributes:
+        rollouts: The completion of each plain-text prompt, or `None` to sample.
+        sampled: The completions of the last window.
+    """
+
+    rollouts: dict[str, list[int]] | None = None
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
-        by_prompt = {tuple(self.data_collator.tokenize(p)[0]): ids for p, ids in self.rollouts.items()}
-        return [
-            by_prompt[tuple(row)]
-            for batch in prompts
-            for row in unpad(batch["prompts"], batch["prompt_attention_mask"])
-        ]
+        if self.rollouts is None:
+            self.sampled = super()._roll_out(prompts)
+        else:
+            by_prompt = {tuple(self.data_collator.tokenize(p)[0]): ids for p, ids in self.rollouts.items()}
+            rows = (row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"]))
+            self.sampled = [by_prompt[tuple(row)] for row in rows]
+        return self.sampled
 
 
-def whole_step(trainer: CrossTokenizerGKDTrainer, prompts: Sequence[str], batch_size: int) -> list[dict[str, Any]]:
-    """The micro-batches of one optimizer step over `prompts`, as the trainer prepares them, with their normalizer."""
+def whole_step(
+    trainer: CrossTokenizerGKDTrainer, prompts: Sequence[str], batch_size: int
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """The micro-batches of one optimizer step over `prompts`, as the trainer prepares them, and their normalizer."""
     batches = [
         trainer.data_collator([{"prompt": prompt} for prompt in prompts[start : start + batch_size]])
         for start in range(0, len(prompts), batch_size)
     ]
-    inputs, count = trainer.get_batch_samples(iter(batches), len(batches), trainer.args.device)
-    return [{"inputs": each, "num_items_in_batch": count} for each in inputs]
+    return trainer.get_batch_samples(iter(batches), len(batches), trainer.args.device)
+
+
+def loss_and_gradients(
+    trainer: CrossTokenizerGKDTrainer, prompts: Sequence[str], batch_size: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of one optimizer step over `prompts`, and the gradient of each parameter."""
+    trainer.model.zero_grad()
+    micro_batches, count = whole_step(trainer, prompts, batch_size)
+    total = torch.zeros(())
+    for inputs in micro_batches:
+        loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=count)
+        loss.backward()
+        total += loss.detach()
+    return total, {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+class GradientRecorder(TrainerCallback):
+    """Keeps the gradients of the last optimizer step, as the optimizer gets them."""
+
+    def __init__(self):
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@dataclass
+class Step:
+    """What one optimizer step came to: gradients by parameter, and what was logged."""
+
+    gradients: dict[str, Tensor]
+    logged: dict[str, float]
+    evaluated: dict[str, float]
+    sampled: list[list[int]]
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that do not depend on how fast the machine is."""
+    return {name: value for name, value in metrics.items() if "time" not in name and "per_second" not in name}
+
+
+def train_one_step(
+    student: str,
+    teacher: str,
+    folder: str,
+    completions: dict[str, list[int]] | None,
+    *,
+    evaluate: bool = False,
+    prompts: list[str] | None = None,
+    peft_config: LoraConfig | None = None,
+    **changes: Any,
+) -> Step:
+    """Train for one step, in the order of the prompts, without gradient clipping.
+
+    Args:
+        student: Its path.
+        teacher: Its path.
+        folder: For what the trainer writes.
+        completions: The rollout of each prompt; `None` samples them for `prompts`.
+        evaluate: Whether to evaluate on the same prompts before the step.
+        prompts: Prompts to sample for.
+        peft_config: Adapter to train.
+        **changes: Changed training arguments.
+    """
+    recorder = GradientRecorder()
+    dataset = prompt_dataset(prompts if completions is None else list(completions))
+    torch.manual_seed(0)
+    trainer = tiny_trainer(
+        student,
+        teacher,
+        tiny_args(folder, train_sampling_strategy="sequential", max_grad_norm=0, **changes),
+        trainer_class=FixedTrainer,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        callbacks=[recorder],
+        peft_config=peft_config,
+    )
+    trainer.rollouts = completions
+    evaluated = trainer.evaluate() if evaluate else {}
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    return Step(recorder.gradients, logged, evaluated, trainer.sampled)

@@ -7,9 +7,19 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trl_xtok import CrossTokenizerGKDTrainer
+
+
+def exact_copy(model: nn.Module) -> nn.Module:
+    """The model in float64, computing its logits as its class does."""
+    clone = copy.deepcopy(model).double().eval()
+    clone.zero_grad()
+    for module in clone.modules():
+        # TRL puts a forward of its own on the student, which belongs to the original also in a copy.
+        module.__dict__.pop("forward", None)
+    return clone
 
 
 def token_logps(model, prompt_ids: Sequence[int], completion_ids: Sequence[int], temperature: float = 1.0) -> Tensor:
@@ -70,8 +80,8 @@ class Reference:
         self.aligner = trainer.aligner
         self.args = trainer.args
         self.tokenize = trainer.data_collator.tokenize
-        self.student = copy.deepcopy(trainer.model).double().train()
-        self.teacher = copy.deepcopy(trainer.teacher_model).double().eval()
+        self.student = exact_copy(trainer.model)
+        self.teacher = exact_copy(trainer.teacher_model)
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of the student's parameters by name."""
@@ -96,6 +106,22 @@ class Reference:
                 if advantage is not None:
                     total, count = total - advantage * logp, count + 1
         return total / max(count, 1)
+
+    def plain_logps(self, rollouts: dict[str, list[int]]) -> tuple[Tensor, Tensor]:
+        """Log-probs of all sampled ids under the student and, as if it had its tokenizer, under the teacher.
+
+        An id that the teacher has no row for gets NaN.
+        """
+        known = self.teacher.get_input_embeddings().num_embeddings
+        student, teacher = [], []
+        for prompt, ids in rollouts.items():
+            student_prompt, teacher_prompt = self.tokenize(prompt)
+            student.append(token_logps(self.student, student_prompt, ids, self.args.temperature))
+            with torch.no_grad():
+                kept = [token for token in ids if token < known]
+                row = iter(token_logps(self.teacher, teacher_prompt, kept, self.args.temperature))
+            teacher += [next(row) if token < known else torch.tensor(torch.nan).double() for token in ids]
+        return torch.cat(student), torch.stack(teacher)
 
     def _row(
         self, prompt_ids: list[int], teacher_prompt_ids: list[int], ids: list[int]

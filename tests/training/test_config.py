@@ -5,6 +5,8 @@ import json
 import math
 
 import pytest
+import torch
+from transformers import BitsAndBytesConfig
 from trl import TrlParser
 
 from trl_xtok import CrossTokenizerGKDConfig
@@ -68,7 +70,6 @@ def test_half_precision_can_be_asked_for():
         ("teacher_quantization_config", "nf4"),
         ("teacher_quantization_config", {"load_in_4_bit": True}),
         ("teacher_model_init_kwargs", "bfloat16"),
-        ("teacher_model_init_kwargs", {"dtype": "float99"}),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name_and_value(name, value):
@@ -76,6 +77,16 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name, value):
         config(**{name: value})
     assert f"`{name}" in str(error.value)
     assert str(value) in str(error.value)
+
+
+def test_a_precision_that_torch_does_not_know_is_refused():
+    with pytest.raises(ConfigError, match="`teacher_model_init_kwargs` has the dtype 'float99'"):
+        config(teacher_model_init_kwargs={"dtype": "float99"})
+
+
+@pytest.mark.parametrize("dtype", ["auto", None, "bfloat16", "torch.float16", torch.bfloat16])
+def test_a_precision_may_be_given_in_every_form_that_transformers_takes(dtype):
+    assert config(teacher_model_init_kwargs={"dtype": dtype}).teacher_model_init_kwargs == {"dtype": dtype}
 
 
 @pytest.mark.parametrize("value", ["mean", -1.5, "-1.5", 0, "0.0"])
@@ -233,6 +244,19 @@ def test_arguments_survive_a_round_trip(changes):
     tokens = {name: None for name in written if name.endswith("_token")}
     again = CrossTokenizerGKDConfig(**written | tokens)
     assert again.to_dict() == args.to_dict()
+
+
+def test_arguments_of_python_types_can_be_written_as_json():
+    """As reporters do at the start of a run."""
+    four_bit = BitsAndBytesConfig(load_in_4bit=True)
+    args = config(teacher_model_init_kwargs={"quantization_config": four_bit, "dtype": torch.bfloat16})
+    written = json.loads(args.to_json_string())["teacher_model_init_kwargs"]
+    assert written["dtype"] == "bfloat16"
+    assert written["quantization_config"]["load_in_4bit"]
+    assert args.teacher_model_init_kwargs["quantization_config"] is four_bit
+
+    args = config(teacher_quantization_config={"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float16})
+    assert json.loads(args.to_json_string())["teacher_quantization_config"]["bnb_4bit_compute_dtype"] == "float16"
 
 
 @pytest.mark.parametrize("changes", [{}, FULL], ids=["defaults", "everything"])

@@ -20,6 +20,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -38,6 +40,7 @@ FAMILIES = {
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
     "cohere": (CohereConfig, CohereForCausalLM),
     "granite": (GraniteConfig, GraniteForCausalLM),
+    "phi": (PhiConfig, PhiForCausalLM),
 }
 
 # Of unequal length in both models' tokens.

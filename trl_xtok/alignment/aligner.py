@@ -135,7 +135,7 @@ class TokenizerAligner:
         finished = self._is_finished(student_ids)
         if finished:
             pieces[-1], pairs[-1] = b"", student_ids[-1]
-        for is_text, run in _runs(pairs):
+        for is_text, run in _runs([pair is None for pair in pairs]):
             if is_text:
                 for index in _with_bad_bytes(pieces, run):
                     pairs[index] = student_ids[index]
@@ -172,14 +172,14 @@ def _align(
 
     Args:
         pieces: Bytes of each student token.
-        pairs: The one token on the other side that a student token goes with, `None` for text.
-        reasons: Why a student token cannot be in a chunk.
+        pairs: The one token on the other side that a student token goes with; `None` for all others.
+        reasons: Why a student token cannot be in a chunk; what stands before and after it is spelled apart.
         encoder: Encodes for the other side.
         finished: The last student token is a stop token.
     """
     spelling = Spelling()
     ends: list[int] = []
-    for is_text, run in _runs(pairs):
+    for is_text, run in _runs([pair is None and not reason for pair, reason in zip(pairs, reasons, strict=True)]):
         if is_text:
             text = [piece or b"" for piece in pieces[run.start : run.stop]]
             start = spelling.end
@@ -187,8 +187,8 @@ def _align(
             encoder.spell(b"".join(text), spelling, unfinished=run.stop == len(pieces) and not finished)
         else:
             for index in run:
-                # A pair is a chunk by itself, whatever its two tokens spell, so it counts as one byte on both sides.
-                spelling.add(pairs[index], spelling.end + 1)
+                # A chunk by itself, whatever the two tokens of a pair spell, so it counts as one byte on both sides.
+                spelling.add(pairs[index], spelling.end + 1, reasons[index])
                 ends.append(spelling.end)
 
     chunks, other_chunks, num_chunks = cut_chunks(ends, spelling.ends)
@@ -197,28 +197,26 @@ def _align(
         if reason is not None:
             broken.setdefault(chunk, reason)
     number = {chunk: index for index, chunk in enumerate(chunk for chunk in range(num_chunks) if chunk not in broken)}
-    reasons = [reason or broken.get(chunk) for reason, chunk in zip(reasons, chunks, strict=True)]
-    student_chunks = [-1 if reason else number[chunk] for reason, chunk in zip(reasons, chunks, strict=True)]
     spelled = [
         (token_id, chunk) for token_id, chunk in zip(spelling.ids, other_chunks, strict=True) if token_id is not None
     ]
     return Alignment(
         teacher_ids=[token_id for token_id, _ in spelled],
-        student_chunks=student_chunks,
+        student_chunks=[number.get(chunk, -1) for chunk in chunks],
         teacher_chunks=[number.get(chunk, -1) for _, chunk in spelled],
         num_chunks=len(number),
         student_bytes=[len(piece or b"") for piece in pieces],
-        drop_reasons=reasons,
-        end_chunk=student_chunks[-1] if finished else -1,
+        drop_reasons=[broken.get(chunk) for chunk in chunks],
+        end_chunk=number.get(chunks[-1], -1) if finished else -1,
     )
 
 
-def _runs(pairs: Sequence[int | None]) -> Iterator[tuple[bool, range]]:
-    """Neighbouring tokens that are text, and that are not."""
+def _runs(flags: Iterable[bool]) -> Iterator[tuple[bool, range]]:
+    """Neighbours with the same flag."""
     start = 0
-    for is_text, group in groupby(pairs, key=lambda pair: pair is None):
+    for flag, group in groupby(flags):
         end = start + sum(1 for _ in group)
-        yield is_text, range(start, end)
+        yield flag, range(start, end)
         start = end
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import BPE, WordLevel, WordPiece
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import TokenizerError
@@ -42,7 +42,7 @@ class TokenBytes:
         markers: Content -> id of the added tokens that mean something: special tokens, and others such as `<think>`.
         special_ids: The markers that are special tokens.
         text_tokens: Content -> id of the added tokens that are ordinary text (runs of white space, HTML, words).
-        byte_ids: Byte -> id of the token that is this byte alone; `<0xNN>` rather than the character, if there are both.
+        byte_ids: Byte -> id of the token that is this byte alone; `<0xNN>` rather than a character if there are both.
         space_mark: Character that stands for a space in the vocabulary (`▁`), or nothing.
         joins_words: The space before a word is not in the text that the tokenizer reads but implied (WordPiece).
     """
@@ -242,12 +242,14 @@ def _check_probe(tokenizer: PreTrainedTokenizerFast, table: TokenBytes) -> None:
     text = _PROBE if backend.normalizer is None else backend.normalizer.normalize_str(_PROBE)
     if table.space_mark:
         text = text.replace(table.space_mark, " ")
+    in_bytes = any(step["type"] == "ByteLevel" for step in steps(components(tokenizer)["normalizer"], "normalizers"))
     # Spaces in front, because a tokenizer may add one, and some imply one before every word.
-    rest = f"  {text}".encode()
+    rest = b"  " + (_byte_level_reader()(text) if in_bytes else text.encode())
     encoding = backend.encode(_PROBE, add_special_tokens=False)
+    unknown = backend.model.unk_token if isinstance(backend.model, BPE | WordPiece) else None
     for token_id, counts in zip(encoding.ids, encoding.attention_mask, strict=True):
         piece = table.spell(token_id)
-        if not counts or token_id in table.special_ids:
+        if not counts or token_id in table.special_ids or backend.id_to_token(token_id) == unknown:
             continue
         if table.joins_words and piece is not None:
             piece = piece.lstrip()

@@ -1,8 +1,8 @@
 """Log-probs of given tokens from hidden states, without a `[tokens, vocab]` tensor.
 
-The only inputs are final hidden states, the output projection and one target id per token. Logits exist for one block
-of tokens at a time, in the forward and in the backward pass. Two backends return the same numbers: a torch loop that
-runs everywhere, and Liger's fused linear cross-entropy for devices with Triton.
+The only inputs are final hidden states, the output projection and one target id per token. No more logits than those
+of one block of tokens exist at a time, in the forward and in the backward pass. Two backends return the same numbers:
+a torch loop that runs everywhere, and Liger's fused linear cross-entropy for devices with Triton.
 """
 
 import math
@@ -98,7 +98,9 @@ def token_logps(
         lm_head: The head, or just its weight.
         targets: Vocabulary ids. `-100` gives the log-prob 0 and no gradient, whatever its hidden state holds.
         temperature: Divides the logits after scale and cap.
-        block_size: Tokens per block; `None` means `default_block_size`. Liger rounds down to a power of two.
+        block_size: As many logits as this number of tokens has may be alive; `None` means `default_block_size`. The
+            torch loop cuts them into tiles of more tokens and fewer vocabulary entries, Liger into blocks of whole
+            tokens whose number is a power of two.
         backend: `"auto"` takes Liger on CUDA where it is installed and exact, else torch. Liger folds
             `scale / temperature` into `hidden`, which in half precision is exact for powers of two only.
 
@@ -121,8 +123,7 @@ def token_logps(
         )
     plan = Plan(head.scale, head.softcap, temperature, size, _matmul_dtype(hidden))
     use_liger = _use_liger(backend, hidden, plan)
-    # In the torch loop on CUDA, `gather` checks the ids without waiting for the device; Liger's kernel does not check.
-    _check(hidden, weight, targets, read_targets=use_liger or not hidden.is_cuda)
+    _check(hidden, weight, targets)
     # A custom function is told which inputs need a gradient, but not that gradients are switched off.
     hidden = hidden if torch.is_grad_enabled() else hidden.detach()
     head_trains = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
@@ -150,15 +151,14 @@ def _use_liger(backend: Backend, hidden: Tensor, plan: Plan) -> bool:
     return problem is None
 
 
-def _check(hidden: Tensor, weight: Tensor, targets: Tensor, *, read_targets: bool) -> None:
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     if hidden.shape != (len(targets), weight.shape[1]) or not hidden.is_floating_point():
         raise ModelError(
             f"The hidden states have shape {tuple(hidden.shape)} and dtype {hidden.dtype}, but {len(targets)} targets "
             f"and a head of width {weight.shape[1]} need floating point [{len(targets)}, {weight.shape[1]}]. Select "
             "one hidden state per target."
         )
-    if not read_targets or len(targets) == 0:
-        return
+    # This waits for the device once, but neither backend would notice: no tile holds the id, Liger reads past the row.
     wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= len(weight)))]
     if len(wrong) > 0:
         raise ModelError(

@@ -165,6 +165,11 @@ class CrossTokenizerGKDConfig(GKDConfig):
         if self.dropped_advantage != "mean":
             self.dropped_advantage = _charge(self.dropped_advantage)
 
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """How the log-probs of both models are computed."""
+        return {"temperature": self.temperature, "block_size": self.block_size, "backend": self.loss_backend}
+
     def to_dict(self) -> dict[str, Any]:
         """Like the parent, which makes JSON of the student's quantization only."""
         written = super().to_dict()

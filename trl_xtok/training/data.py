@@ -21,28 +21,35 @@ Prompt = str | list[dict[str, Any]]
 
 
 def read_prompt(example: Mapping[str, Any]) -> Prompt:
-    """The prompt of a dataset row: text or messages that do not end with an assistant turn.
+    """The prompt of a dataset row: text, or messages without the assistant turn at their end.
 
     Raises:
-        DataError: If the row has no column a prompt can be read from, or nothing is left of it.
+        DataError: If the row has no column a prompt can be read from, or what it holds is not a prompt.
     """
-    if "prompt" in example:
-        prompt = example["prompt"]
-    elif "messages" in example:
-        prompt = list(example["messages"])
-        if prompt and prompt[-1]["role"] == "assistant":
-            prompt = prompt[:-1]
-    else:
+    column = next((name for name in ("prompt", "messages") if name in example), None)
+    if column is None:
         raise DataError(
             f"The dataset has the columns {', '.join(example) or '(none)'}, and none holds a prompt. Give it a "
             "`prompt` column (text, or a list of messages) or a `messages` column."
         )
-    if not prompt:
+    prompt = example[column]
+    if column == "messages" and isinstance(prompt, list) and prompt and _is_assistant_turn(prompt[-1]):
+        prompt = prompt[:-1]
+    if prompt in (None, "", []):
         raise DataError(
-            f"A row has an empty prompt: {dict(example)!r}. The student needs at least one token to start from; "
-            "remove such rows, for example with `dataset.filter`."
+            f"The prompt is empty: `{column}` is {example[column]!r}. The student needs at least one token to start "
+            "from; remove such rows, for example with `dataset.filter`."
+        )
+    if not isinstance(prompt, str | list):
+        raise DataError(
+            f"The prompt is {prompt!r}, which is a {type(prompt).__name__}. `{column}` must hold text or a list of "
+            "messages, each with a `role` and a `content`."
         )
     return prompt
+
+
+def _is_assistant_turn(message: Any) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "assistant"
 
 
 @dataclass

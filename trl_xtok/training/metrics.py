@@ -21,6 +21,7 @@ DROP_REASONS = (
     "cut_character",
     "invalid_utf8",
     "no_teacher_end",
+    "no_text",
     "normalized",
     "teacher",
     "unfinished",
@@ -29,6 +30,7 @@ DROP_REASONS = (
 )
 PHASES = ("rollout", "align", "teacher", "student")
 _SUMS = (
+    "tokens",
     "sampled",
     "trained",
     "clipped",
@@ -78,13 +80,17 @@ class CoverageGuard:
 
 
 class RunMetrics:
-    """Sums and extremes since the last log, for one mode (training or evaluation)."""
+    """Sums and extremes since the last log, for one mode (training or evaluation).
+
+    `num_tokens` counts prompts and completions from the start, everything else since the last log. `step_time` is the
+    mean time of an optimizer step without the optimizer itself, as TRL reports it; `time/*` are its parts.
+    """
 
     def __init__(self):
-        self.reset()
+        self._num_tokens = 0
+        self._start_over()
 
-    def reset(self) -> None:
-        """Start over."""
+    def _start_over(self) -> None:
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._lengths: dict[str, list[int]] = {name: [] for name in _EXTREMES}
 
@@ -105,6 +111,7 @@ class RunMetrics:
         self.add(
             {
                 "steps": 1.0,
+                "tokens": float(sum(len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in rollouts)),
                 "sampled": float(sum(lengths)),
                 "rollouts": float(len(rollouts)),
                 "noncanonical": float(sum(not rollout.is_canonical for rollout in rollouts)),
@@ -134,8 +141,9 @@ class RunMetrics:
         extremes = ranks[:, len(_SUMS) :]
         low = dict(zip(_EXTREMES, extremes[:, : len(_EXTREMES)].amin(0).tolist(), strict=True))
         high = dict(zip(_EXTREMES, extremes[:, len(_EXTREMES) :].amax(0).tolist(), strict=True))
-        self.reset()
-        return _named(sums, low, high) if sums["rollouts"] else {}
+        self._start_over()
+        self._num_tokens += int(sums["tokens"])
+        return {"num_tokens": self._num_tokens, **_named(sums, low, high)} if sums["rollouts"] else {}
 
 
 def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]) -> dict[str, float]:
@@ -165,4 +173,5 @@ def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]
         metrics["completions/max_terminated_length"] = high["stopped_length"]
     for phase in PHASES:
         metrics[f"time/{phase}"] = ratio(f"time_{phase}", "steps")
+    metrics["step_time"] = sum(metrics[f"time/{phase}"] for phase in PHASES)
     return metrics

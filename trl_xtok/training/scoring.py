@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,9 +28,16 @@ def read_lm_head(model: PreTrainedModel) -> LMHead:
     """What `model` does to a hidden state to get logits.
 
     Raises:
-        ModelError: If the head's weight is not a plain matrix, for example a 4-bit one.
+        ModelError: If the head is more than one floating-point matrix: a 4-bit one, or one with an adapter of its own.
     """
     head = model.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer | TrainableTokensWrapper):
+        raise ModelError(
+            f"The head of {type(model).__name__} has an adapter of its own ({type(head).__name__}), which its weight "
+            "does not show, so log-probs from that weight would leave the adapter out. Take the head out of the "
+            "adapter (`target_modules`, `trainable_token_indices`), or train all of it with "
+            "`modules_to_save=['lm_head']`."
+        )
     if head is None or not head.weight.is_floating_point() or head.weight.ndim != 2:
         found = "no output embedding" if head is None else f"a head of {type(head).__name__} in {head.weight.dtype}"
         raise ModelError(

@@ -1,39 +1,46 @@
-"""What is checked and loaded before the first step: tokenizers, prompts, arguments, the teacher.
+"""What is checked before the first step: arguments, datasets, room for prompts.
 
 Everything that can be refused is refused here, before a large model is loaded or a step is taken.
 """
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from peft import PeftConfig
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..alignment.aligner import TokenizerAligner
-from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
+from ..alignment.templates import load_chat_template
 from ..errors import ConfigError, DataError, TemplateError
 from .config import CrossTokenizerGKDConfig
-from .data import PromptCollator, is_conversational_prompt, read_prompt
+from .data import Prompt, PromptCollator, is_conversational_prompt, read_prompt
+from .loading import Model, check_model, context_length, name_of
 
 
-def default_args(model: str | PreTrainedModel) -> CrossTokenizerGKDConfig:
-    """Arguments for `args=None`, with the output folder named as TRL does."""
-    return CrossTokenizerGKDConfig(output_dir=f"{_name_of(model).split('/')[-1]}-GKD")
+# So many of the longest prompts are tokenized before the first step: to tokenize them all would take minutes.
+_LONGEST = 32
 
 
-def _name_of(model: str | PreTrainedModel) -> str:
-    return model if isinstance(model, str) else model.config._name_or_path
+def check_args(args: Any, model: Model) -> CrossTokenizerGKDConfig:
+    """The training arguments; defaults for `None`, with the output folder named as TRL does.
+
+    Raises:
+        ConfigError: If they are of another class.
+    """
+    if args is None:
+        return CrossTokenizerGKDConfig(output_dir=f"{name_of(model).split('/')[-1]}-GKD")
+    if not isinstance(args, CrossTokenizerGKDConfig):
+        raise ConfigError(
+            f"`args` is a {type(args).__name__}, which lacks the arguments of this trainer. Pass a "
+            "`CrossTokenizerGKDConfig`; it takes the same values and more."
+        )
+    return args
 
 
-def refuse_arguments(peft_config: PeftConfig | None, **unused: Any) -> None:
+def refuse_arguments(model: Model, peft_config: Any, **unused: Any) -> None:
     """Refuse what this trainer cannot honour.
 
     Raises:
@@ -45,30 +52,41 @@ def refuse_arguments(peft_config: PeftConfig | None, **unused: Any) -> None:
                 f"`{name}={value!r}` is not supported by CrossTokenizerGKDTrainer, which never builds logits or text "
                 "rows that it could be called with. Leave it out."
             )
-    if peft_config is not None and peft_config.is_prompt_learning:
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
         raise ConfigError(
-            f"`peft_config` is a {type(peft_config).__name__}, which puts virtual tokens before the prompt; the "
-            "positions of sampled tokens would be off by them. Use LoRA."
+            f"`peft_config` is a {type(peft_config).__name__}, but must be a `PeftConfig` such as `LoraConfig()`."
+        )
+    config = model.active_peft_config if isinstance(model, PeftModel) else peft_config
+    if config is not None and config.is_prompt_learning:
+        raise ConfigError(
+            f"The adapter is a {type(config).__name__}, which puts virtual tokens before the prompt; the positions of "
+            "sampled tokens would be off by them. Use LoRA."
         )
 
 
-def refuse_sharding(*, deepspeed: bool, fsdp: bool) -> None:
-    """Refuse launchers that shard parameters.
+def refuse_sharding(args: CrossTokenizerGKDConfig) -> None:
+    """Refuse launchers that shard parameters or sequences.
 
     Raises:
         ConfigError: Naming the launcher.
     """
-    if deepspeed or fsdp:
-        raise ConfigError(
-            f"The run is launched with {'DeepSpeed' if deepspeed else 'FSDP'}, whose sharded parameters this trainer "
-            "does not gather. Launch it with DDP (`accelerate launch --multi_gpu`) or on one device."
-        )
+    sharding = {
+        "DeepSpeed": args.deepspeed_plugin is not None,
+        "FSDP": args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"),
+        "tensor or context parallelism": args.parallelism_config is not None,
+    }
+    for launcher, is_used in sharding.items():
+        if is_used:
+            raise ConfigError(
+                f"The run is launched with {launcher}, and this trainer gathers neither parameters nor sequences from "
+                "several devices. Launch it with DDP (`accelerate launch --multi_gpu`) or on one device."
+            )
 
 
-def put_student_quantization(
-    model: str | PreTrainedModel, args: CrossTokenizerGKDConfig, quantization_config: BitsAndBytesConfig | None
+def check_quantization(
+    model: Model, args: CrossTokenizerGKDConfig, quantization_config: BitsAndBytesConfig | None
 ) -> None:
-    """Put the student's quantization where `GKDTrainer` takes it from.
+    """Refuse a student quantization that would not be used.
 
     Raises:
         ConfigError: If the student is loaded already, or the quantization is given twice.
@@ -84,115 +102,65 @@ def put_student_quantization(
         raise ConfigError(
             "`quantization_config` is given to the trainer and in `args.model_init_kwargs`. Keep one of them."
         )
-    args.model_init_kwargs = {**(args.model_init_kwargs or {}), "quantization_config": quantization_config}
 
 
-def load_student_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None, model: str | PreTrainedModel, args: CrossTokenizerGKDConfig
-) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, with a pad token."""
-    tokenizer = _load_tokenizer(tokenizer, model, "processing_class", args.model_init_kwargs, args)
-    set_pad_token(tokenizer, args)
-    return tokenizer
-
-
-def load_teacher_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None, teacher: str | PreTrainedModel, args: CrossTokenizerGKDConfig
-) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer."""
-    return _load_tokenizer(tokenizer, teacher, "teacher_processing_class", args.teacher_model_init_kwargs, args)
-
-
-def _load_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None,
-    model: str | PreTrainedModel,
-    argument: str,
-    init_kwargs: Mapping[str, Any] | None,
-    args: CrossTokenizerGKDConfig,
-) -> PreTrainedTokenizerBase:
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return tokenizer
-    if tokenizer is not None:
-        raise ConfigError(
-            f"`{argument}` is a {type(tokenizer).__name__}, but only tokenizers are supported. Pass its tokenizer."
-        )
-    name = _name_of(model)
-    if not name:
-        raise ConfigError(
-            f"`{argument}` is None and the loaded {type(model).__name__} does not say where it came from, so its "
-            f"tokenizer cannot be found. Pass `{argument}`."
-        )
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code, **_where_to_load(init_kwargs))
-
-
-def _where_to_load(init_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a tokenizer or configuration shares with the model's loading arguments."""
-    names = ("revision", "gguf_file", "token", "cache_dir", "local_files_only", "subfolder")
-    return {name: init_kwargs[name] for name in names if name in init_kwargs} if init_kwargs else {}
-
-
-def student_config(model: str | PreTrainedModel, args: CrossTokenizerGKDConfig) -> PreTrainedConfig:
-    """The student's configuration, read without its weights."""
-    if not isinstance(model, str):
-        return model.config
-    return AutoConfig.from_pretrained(
-        model, trust_remote_code=args.trust_remote_code, **_where_to_load(args.model_init_kwargs)
-    )
-
-
-def make_aligner(
-    student_tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase,
-    generation_config: GenerationConfig,
-    teacher_chat_template: str | None,
-) -> TokenizerAligner:
-    """The aligner for rollouts that end as `generation_config` says; it is given stop ids if it has none."""
-    stops = generation_config.eos_token_id
-    if stops is None:
-        stops = generation_config.eos_token_id = sorted(stop_ids(student_tokenizer))
-    teacher_end_id = None
-    if teacher_chat_template is not None:
-        teacher_end_id = end_of_turn_id(teacher_tokenizer, chat_template=teacher_chat_template)
-    return TokenizerAligner(
-        student_tokenizer,
-        teacher_tokenizer,
-        student_stop_ids=[stops] if isinstance(stops, int) else stops,
-        teacher_end_id=teacher_end_id,
-    )
-
-
-def set_pad_token(tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig) -> None:
-    """Give the student's tokenizer a pad token as TRL does: the one asked for, its own, else its EOS token.
+def check_teacher(teacher_model: Any, args: CrossTokenizerGKDConfig) -> str | PreTrainedModel:
+    """The teacher to use: the one given, else the one named in `args`.
 
     Raises:
-        ConfigError: If there is none, or it is not in the vocabulary.
+        ConfigError: If there is none, or a loaded one comes with arguments for loading.
     """
-    pad_token = args.pad_token or tokenizer.pad_token or tokenizer.eos_token
-    if pad_token is None or tokenizer.convert_tokens_to_ids(pad_token) is None:
+    teacher = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+    if teacher is None:
         raise ConfigError(
-            f"The student's tokenizer has neither pad nor EOS token, and `pad_token={args.pad_token!r}` is not in its "
-            "vocabulary. Set `tokenizer.pad_token` and pass it as `processing_class`."
+            "There is no teacher: `teacher_model` and `args.teacher_model_name_or_path` are both None. "
+            "Set one of them."
         )
-    tokenizer.pad_token = pad_token
+    if isinstance(check_model(teacher, "teacher_model"), str):
+        return teacher
+    for name in ("teacher_model_init_kwargs", "load_teacher_in_4bit", "teacher_quantization_config"):
+        if getattr(args, name):
+            raise ConfigError(
+                f"`{name}={getattr(args, name)!r}` says how to load the teacher, but `teacher_model` is a loaded "
+                f"{type(teacher).__name__}. Pass its name or path, or leave `{name}` out."
+            )
+    return teacher
 
 
-def check_dataset(train_dataset: Any, collator: PromptCollator, *, custom: bool) -> None:
-    """Tokenize the first prompt for both models, so that what is wrong with all of them shows at once.
+def check_datasets(train_dataset: Any, eval_dataset: Any, collator: PromptCollator, *, custom: bool) -> None:
+    """Read the prompts of every dataset, so that a bad row shows now and not after hours.
 
     Args:
-        train_dataset: Rows as the collator gets them.
+        train_dataset: The training dataset.
+        eval_dataset: An evaluation dataset, several by name, or `None`.
         collator: Tokenizes for both models.
         custom: Whether the caller brings another collator, which may read any columns.
 
     Raises:
-        DataError: If the dataset is empty or its prompts cannot be read.
+        DataError: If a dataset is missing or empty, or a prompt cannot be read or is too long.
         TemplateError: If a chat template is needed and missing.
     """
     if train_dataset is None:
         raise DataError("`train_dataset` is required: rollouts start from its prompts.")
-    first = next(iter(train_dataset), None)
+    datasets = {"train_dataset": train_dataset}
+    if isinstance(eval_dataset, Mapping):
+        datasets |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
+    elif eval_dataset is not None:
+        datasets["eval_dataset"] = eval_dataset
+    for name, dataset in datasets.items():
+        _check_dataset(name, dataset, collator, custom=custom)
+
+
+def _check_dataset(name: str, dataset: Any, collator: PromptCollator, *, custom: bool) -> None:
+    if not isinstance(dataset, Dataset | IterableDataset):
+        splits = f" with the splits {list(dataset)}; pass one of them" if isinstance(dataset, Mapping) else ""
+        raise DataError(
+            f"`{name}` is a {type(dataset).__name__}{splits}. It must be a `datasets.Dataset` or `IterableDataset`; "
+            "`Dataset.from_list` makes one of a list of dictionaries."
+        )
+    first = next(iter(dataset), None)
     if first is None:
-        raise DataError("The training dataset is empty, so there is nothing to train on. Check its split and filters.")
+        raise DataError(f"`{name}` is empty, so there are no prompts to start from. Check its split and filters.")
     if custom:
         return
     prompt = read_prompt(first)
@@ -203,6 +171,26 @@ def check_dataset(train_dataset: Any, collator: PromptCollator, *, custom: bool)
             "student", collator.student_tokenizer.chat_template, collator.student_tokenizer, "chat_template_path"
         )
     collator.tokenize(prompt)
+    # A stream may be endless, and reading it takes as long as training on it.
+    if isinstance(dataset, Dataset):
+        for number, long_prompt in heapq.nlargest(_LONGEST, _prompts(name, dataset), key=lambda row: len(str(row[1]))):
+            with _at_row(name, number):
+                collator.tokenize(long_prompt)
+
+
+def _prompts(name: str, dataset: Dataset) -> Iterator[tuple[int, Prompt]]:
+    for number, row in enumerate(dataset):
+        with _at_row(name, number):
+            yield number, read_prompt(row)
+
+
+@contextmanager
+def _at_row(name: str, number: int) -> Iterator[None]:
+    """Say in which row something was found."""
+    try:
+        yield
+    except (DataError, TemplateError) as error:
+        raise type(error)(f"Row {number} of `{name}`: {error}") from error
 
 
 def _need_template(side: str, template: Any, tokenizer: PreTrainedTokenizerBase, argument: str) -> None:
@@ -217,30 +205,26 @@ def _need_template(side: str, template: Any, tokenizer: PreTrainedTokenizerBase,
 def make_collator(
     student_tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
+    student_config: PreTrainedConfig,
+    teacher_config: PreTrainedConfig,
     args: CrossTokenizerGKDConfig,
 ) -> PromptCollator:
-    """The collator that `args` ask for; the length limits are set once the models are known."""
-    path = args.teacher_chat_template_path
-    return PromptCollator(
-        student_tokenizer,
-        teacher_tokenizer,
-        chat_template_kwargs=args.chat_template_kwargs,
-        teacher_chat_template_kwargs=args.teacher_chat_template_kwargs,
-        teacher_chat_template=None if path is None else load_chat_template(path),
-    )
-
-
-def limit_prompts(
-    collator: PromptCollator, student_context: int | None, teacher_context: int | None, args: CrossTokenizerGKDConfig
-) -> None:
-    """Let no prompt pass that leaves too little room for a completion in `max_length` or in a model's context.
+    """The collator that `args` ask for; it leaves room for a completion in `max_length` and in both contexts.
 
     Raises:
         ConfigError: If a completion alone fills one of the contexts.
     """
-    lengths = [length for length in (args.max_length, student_context) if length is not None]
-    collator.student_limit = _room("student", min(lengths, default=None), args.max_new_tokens)
-    collator.teacher_limit = _room("teacher", teacher_context, args.max_new_tokens)
+    lengths = [length for length in (args.max_length, context_length(student_config)) if length is not None]
+    path = args.teacher_chat_template_path
+    return PromptCollator(
+        student_tokenizer,
+        teacher_tokenizer,
+        student_limit=_room("student", min(lengths, default=None), args.max_new_tokens),
+        teacher_limit=_room("teacher", context_length(teacher_config), args.max_new_tokens),
+        chat_template_kwargs=args.chat_template_kwargs,
+        teacher_chat_template_kwargs=args.teacher_chat_template_kwargs,
+        teacher_chat_template=None if path is None else load_chat_template(path),
+    )
 
 
 def _room(side: str, context: int | None, max_new_tokens: int) -> int | None:

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from ..errors import ConfigError, ModelError
+from ..errors import ModelError
 from .config import CrossTokenizerGKDConfig
+from .loading import context_length
 from .scoring import causal_lm, check_head, completion_logps, pack
 
 
@@ -44,7 +45,7 @@ class LocalTeacher:
 
     def __init__(self, model: PreTrainedModel, args: CrossTokenizerGKDConfig):
         self.model = model.eval()
-        self.context = context_length(causal_lm(model))
+        self.context = context_length(model.config)
         self._args = args
         check_head(causal_lm(model), "teacher")
 
@@ -55,13 +56,7 @@ class LocalTeacher:
         """See [`Teacher.token_logps`]."""
         device = self.model.get_input_embeddings().weight.device
         kept = [completion[: self._room(prompt)] for prompt, completion in zip(prompts, completions, strict=True)]
-        logps = completion_logps(
-            causal_lm(self.model),
-            pack(prompts, kept, 0, device),
-            temperature=self._args.temperature,
-            block_size=self._args.block_size,
-            backend=self._args.loss_backend,
-        )
+        logps = completion_logps(causal_lm(self.model), pack(prompts, kept, 0, device), **self._args.scoring)
         missing = [len(completion) - len(scored) for completion, scored in zip(completions, kept, strict=True)]
         if not any(missing):
             return logps
@@ -81,7 +76,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: CrossTokenizerGKDConfig) 
     that is loaded already is moved only if all of it is in main memory.
 
     Raises:
-        ModelError: If 4-bit weights are asked for and bitsandbytes is missing.
+        ModelError: If it cannot be loaded as asked, for example because bitsandbytes is missing.
     """
     if isinstance(teacher, str):
         teacher = _from_pretrained(teacher, args)
@@ -93,8 +88,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: CrossTokenizerGKDConfig) 
 def _from_pretrained(name: str, args: CrossTokenizerGKDConfig) -> PreTrainedModel:
     kwargs: dict[str, Any] = {**(args.teacher_model_init_kwargs or {})}
     compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    dtype = kwargs.pop("dtype", compute_dtype)
-    kwargs["dtype"] = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+    kwargs.setdefault("dtype", compute_dtype)
     quantization = _quantization_config(args, compute_dtype)
     if quantization is not None:
         kwargs["quantization_config"] = quantization
@@ -102,8 +96,8 @@ def _from_pretrained(name: str, args: CrossTokenizerGKDConfig) -> PreTrainedMode
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     try:
         return AutoModelForCausalLM.from_pretrained(name, **kwargs)
-    except ImportError as error:
-        raise ModelError(f"The teacher {name!r} cannot be loaded as asked: {error}") from error
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise ModelError(f"The teacher {name!r} cannot be loaded with {kwargs}: {error}") from error
 
 
 def _quantization_config(args: CrossTokenizerGKDConfig, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -112,31 +106,3 @@ def _quantization_config(args: CrossTokenizerGKDConfig, compute_dtype: torch.dty
     if args.teacher_quantization_config is None:
         return None
     return BitsAndBytesConfig(**args.teacher_quantization_config)
-
-
-def check_teacher(teacher_model: Any, args: CrossTokenizerGKDConfig) -> str | PreTrainedModel:
-    """The teacher to use: the one given, else the one named in `args`.
-
-    Raises:
-        ConfigError: If there is none, or a loaded one comes with arguments for loading.
-    """
-    teacher = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-    if teacher is None:
-        raise ConfigError(
-            "There is no teacher: `teacher_model` and `args.teacher_model_name_or_path` are both None. "
-            "Set one of them."
-        )
-    if isinstance(teacher, str):
-        return teacher
-    for name in ("teacher_model_init_kwargs", "load_teacher_in_4bit", "teacher_quantization_config"):
-        if getattr(args, name):
-            raise ConfigError(
-                f"`{name}={getattr(args, name)!r}` says how to load the teacher, but `teacher_model` is a loaded "
-                f"{type(teacher).__name__}. Pass its name or path, or leave `{name}` out."
-            )
-    return teacher
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Longest sequence that the model can read, or `None` if its configuration does not say."""
-    return model.config.get_text_config().to_dict().get("max_position_embeddings")

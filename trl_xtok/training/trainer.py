@@ -7,7 +7,7 @@ by the teacher, since the number of tokens that are trained on, by which the los
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -24,14 +24,14 @@ from transformers import (
 )
 
 from ..objectives import chunk_rkl
-from . import setup
+from . import loading, setup
 from .advantages import charge_dropped, credit_tokens
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .metrics import CoverageGuard, RunMetrics
 from .rollouts import generate_completions, sampling_seed
 from .scoring import causal_lm, check_head, completion_logps
-from .teachers import LocalTeacher, check_teacher, context_length, load_teacher
+from .teachers import LocalTeacher, load_teacher
 from .trl_compat import (
     GKDTrainer,
     SFTTrainer,
@@ -133,25 +133,28 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
     ):
-        args = setup.default_args(model) if args is None else args
+        args = setup.check_args(args, loading.check_model(model, "model"))
         setup.refuse_arguments(
+            model,
             peft_config,
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             formatting_func=formatting_func,
         )
-        setup.refuse_sharding(deepspeed=args.deepspeed_plugin is not None, fsdp=False)
-        setup.put_student_quantization(model, args, quantization_config)
-        teacher = check_teacher(teacher_model, args)
-        tokenizer = setup.load_student_tokenizer(processing_class, model, args)
-        teacher_tokenizer = setup.load_teacher_tokenizer(teacher_processing_class, teacher, args)
-        collator = setup.make_collator(tokenizer, teacher_tokenizer, args)
-        setup.check_dataset(train_dataset, collator, custom=data_collator is not None)
+        setup.refuse_sharding(args)
+        setup.check_quantization(model, args, quantization_config)
+        teacher = setup.check_teacher(teacher_model, args)
+        tokenizer = loading.load_student_tokenizer(processing_class, model, args)
+        teacher_tokenizer = loading.load_teacher_tokenizer(teacher_processing_class, teacher, args)
+        config = loading.read_config(model, args.model_init_kwargs, args)
+        teacher_config = loading.read_config(teacher, args.teacher_model_init_kwargs, args)
+        collator = setup.make_collator(tokenizer, teacher_tokenizer, config, teacher_config, args)
+        setup.check_datasets(train_dataset, eval_dataset, collator, custom=data_collator is not None)
 
-        with gkd_init(args):
+        with gkd_init(args, quantization_config):
             super().__init__(
                 model,
-                TeacherStandIn(setup.student_config(model, args)),
+                TeacherStandIn(config),
                 args=args,
                 data_collator=data_collator or collator,
                 train_dataset=train_dataset,
@@ -161,16 +164,14 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
-        setup.refuse_sharding(deepspeed=False, fsdp=self.is_fsdp_enabled)
         # The parent samples without a KV cache when gradient checkpointing is on; it is off while we sample.
         self.generation_config.use_cache = True
-        self.aligner = setup.make_aligner(
+        self.aligner = loading.make_aligner(
             tokenizer, teacher_tokenizer, self.generation_config, collator.teacher_chat_template
         )
         check_head(causal_lm(self.model), "student")
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
         self.teacher_model = self.teacher.model
-        setup.limit_prompts(collator, context_length(causal_lm(self.model)), self.teacher.context, args)
         self._run_metrics = {"train": RunMetrics(), "eval": RunMetrics()}
         self._coverage_guard = CoverageGuard(args.min_coverage)
 
@@ -184,11 +185,12 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         if not prompts:
             return [], None
         with sampling_seed(self.args.seed, self.state.global_step, self.args.process_index, device=self.args.device):
-            return self._score_window(prompts, self._run_metrics["train"])
+            return self._score_window(prompts, "train")
 
     def _score_window(
-        self, prompts: Sequence[dict[str, Tensor]], metrics: RunMetrics
+        self, prompts: Sequence[dict[str, Tensor]], mode: Literal["train", "eval"]
     ) -> tuple[list[dict[str, Any]], Tensor]:
+        metrics = self._run_metrics[mode]
         with metrics.timed("rollout"):
             completions = iter(self._roll_out(prompts))
         with metrics.timed("align"):
@@ -197,20 +199,18 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             batches = [self._score(rollouts) for rollouts in windows]
         metrics.add_rollouts(batches)
         with metrics.timed("student"):
-            trained = self._fix_window(batches)
+            trained = self._fix_window(batches, mode)
         # The trainer counts floating-point operations from `input_ids`.
         return [{"input_ids": b.packed["input_ids"], "micro_batch": b} for b in batches], trained
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
         rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
-        kwargs = self.args.gradient_checkpointing_kwargs
+        size = self.args.generation_batch_size or self.args.per_device_train_batch_size
+        checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with (
-            unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=kwargs
-            ) as student,
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator, **checkpointing) as student,
             self.accelerator.autocast(),
         ):
-            size = self.args.generation_batch_size or self.args.per_device_train_batch_size
             return generate_completions(causal_lm(student), rows, self.generation_config, size, self.args.device)
 
     def _score(self, rollouts: Sequence[Rollout]) -> MicroBatch:
@@ -227,11 +227,12 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             keep_unfinished=self.aligner.same_vocabulary,
         )
 
-    def _fix_window(self, batches: Sequence[MicroBatch]) -> Tensor:
+    def _fix_window(self, batches: Sequence[MicroBatch], mode: Literal["train", "eval"]) -> Tensor:
         """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
         counts = self.accelerator.reduce(torch.stack([batch.counts() for batch in batches]).sum(0), "sum")
         scored, charged, sampled = counts.tolist()
-        self._coverage_guard.check(scored / max(sampled, 1))
+        if mode == "train":
+            self._coverage_guard.check(scored / max(sampled, 1))
         score = partial(self._student_logps, self.model)
         if self.args.segmentation == "text":
             for batch in batches:
@@ -263,20 +264,14 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
 
     def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:
         with self.accelerator.autocast():
-            return completion_logps(
-                causal_lm(model),
-                packed,
-                temperature=self.temperature,
-                block_size=self.args.block_size,
-                backend=self.args.loss_backend,
-            )
+            return completion_logps(causal_lm(model), packed, **self.args.scoring)
 
     # Evaluation and logs.
 
     def evaluation_loop(self, *args, **kwargs):
         """Evaluate on rollouts for the prompts of a dataset, with the same random numbers every time."""
         self._eval_batches = 0
-        self._run_metrics["eval"].reset()
+        self._run_metrics["eval"] = RunMetrics()
         output = super().evaluation_loop(*args, **kwargs)
         metrics = self._run_metrics["eval"].collect(self.accelerator)
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -284,18 +279,14 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         return output
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """Sample completions for the prompts of one evaluation batch and score them."""
         inputs = self._prepare_inputs(inputs)
         self._eval_batches += 1
         numbers = (self.args.seed, _EVALUATION + self._eval_batches, self.args.process_index)
         with torch.no_grad(), sampling_seed(*numbers, device=self.args.device):
-            batches, trained = self._score_window([inputs], self._run_metrics["eval"])
+            batches, trained = self._score_window([inputs], "eval")
             loss = self.compute_loss(model, batches[0], num_items_in_batch=trained)
         return loss, None, None
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 from trl.data_utils import is_conversational
 from trl.import_utils import TRLExperimentalWarning
 
@@ -55,21 +55,26 @@ class _MigrationNotice(logging.Filter):
 
 
 @contextmanager
-def gkd_init(args: GKDConfig) -> Iterator[None]:
-    """Run `GKDTrainer.__init__` with a teacher that it did not load.
+def gkd_init(args: GKDConfig, quantization_config: BitsAndBytesConfig | None) -> Iterator[None]:
+    """Run `GKDTrainer.__init__` with a teacher that it did not load; afterwards `args` are as the user wrote them.
 
-    It raises on `teacher_model_init_kwargs` beside a loaded teacher, so they are hidden from it, and given back.
+    It raises on `teacher_model_init_kwargs` beside a loaded teacher, so they are hidden from it. It has no argument
+    for the student's quantization, which therefore goes through `model_init_kwargs`. It sets `dataset_kwargs`.
     """
-    teacher_model_init_kwargs = args.teacher_model_init_kwargs
+    names = ("teacher_model_init_kwargs", "model_init_kwargs", "dataset_kwargs")
+    written = {name: getattr(args, name) for name in names}
     logger = logging.getLogger("trl.experimental.gkd.gkd_trainer")
     notice = _MigrationNotice()
     args.teacher_model_init_kwargs = None
+    if quantization_config is not None:
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "quantization_config": quantization_config}
     logger.addFilter(notice)
     try:
         yield
     finally:
         logger.removeFilter(notice)
-        args.teacher_model_init_kwargs = teacher_model_init_kwargs
+        for name, value in written.items():
+            setattr(args, name, value)
 
 
 def call_through_wrapper(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:

@@ -1,0 +1,84 @@
+"""Two processes over gloo come to the same step as one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.fixed_rollouts import Step, train_one_step, without_times
+from tests.training.two_ranks import cases
+
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 400
+
+# Batches as large as those of two ranks together.
+DOUBLED = ("per_device_train_batch_size", "per_device_eval_batch_size")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def run_two_ranks(*arguments: str) -> None:
+    """Run `two_ranks.py` with torchrun; all of its processes end with this function."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    command += [f"--master_port={free_port()}", "-m", "tests.training.two_ranks", *arguments]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"Two processes did not end within {SECONDS} seconds:\n{output[-5000:]}")
+    assert process.returncode == 0, output[-5000:]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, padded_student_path, byteless_teacher_path) -> list[dict[str, Step]]:
+    folder = tmp_path_factory.mktemp("two_ranks")
+    run_two_ranks(padded_student_path, byteless_teacher_path, str(folder))
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", [name for name in cases() if name != "sampled"])
+def test_two_processes_take_the_step_of_one(ranks, name, tmp_path, padded_student_path, byteless_teacher_path):
+    case = {key: 2 * value if key in DOUBLED else value for key, value in cases()[name].items()}
+    one = train_one_step(padded_student_path, byteless_teacher_path, str(tmp_path), **case)
+    for rank in ranks:
+        two = rank[name]
+        assert two.gradients.keys() == one.gradients.keys()
+        for parameter, gradient in two.gradients.items():
+            torch.testing.assert_close(gradient, one.gradients[parameter], atol=1e-5, rtol=1e-5, msg=lambda m, p=parameter: f"{p}: {m}")
+    # Logs are those of the main process.
+    assert without_times(ranks[0][name].logged) == pytest.approx(without_times(one.logged), abs=1e-5, rel=1e-5)
+    assert without_times(ranks[0][name].evaluated) == pytest.approx(without_times(one.evaluated), abs=1e-5, rel=1e-5)
+
+
+def test_idle_steps_have_nothing_to_learn_from(ranks):
+    """Guards the cases above: they must be what their names say."""
+    assert all(gradient.count_nonzero() == 0 for gradient in ranks[0]["both ranks idle"].gradients.values())
+    for name in ("one rank idle", "one rank only charged", "proportional"):
+        assert any(gradient.count_nonzero() for gradient in ranks[1][name].gradients.values())
+    assert ranks[0]["one rank only charged"].logged["xtok/dropped_invalid_utf8"] > 0
+
+
+def test_ranks_sample_different_completions_for_the_same_prompt(ranks):
+    completions = [tuple(ids) for rank in ranks for ids in rank["sampled"].sampled]
+    assert len(set(completions)) == len(completions) == 4

@@ -1,0 +1,172 @@
+"""Sampling: what the student draws is what it is scored on, and nothing else is disturbed by it."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tests import real_tokenizers
+from tests.training.fixed_rollouts import LORA, whole_step
+from tests.training.tiny_models import PROMPTS, prompt_dataset
+from trl_xtok.training.scoring import causal_lm
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Log-prob and id of every draw, step by step: two tensors `[batch]` each."""
+    steps = []
+    multinomial = torch.multinomial
+
+    def record(probabilities, *args, **kwargs):
+        ids = multinomial(probabilities, *args, **kwargs)
+        steps.append((probabilities.gather(1, ids)[:, 0].log(), ids[:, 0]))
+        return ids
+
+    monkeypatch.setattr(torch, "multinomial", record)
+    return steps
+
+
+@pytest.fixture
+def forwards():
+    """Records `(batch, length, with cache)` of each forward of a backbone."""
+
+    def watch(model):
+        calls = []
+
+        def record(module, args, kwargs):
+            cache = kwargs.get("past_key_values")
+            filled = cache is not None and cache.get_seq_length() > 0
+            calls.append((*kwargs["input_ids"].shape, filled))
+
+        causal_lm(model).base_model.register_forward_pre_hook(record, with_kwargs=True)
+        return calls
+
+    return watch
+
+
+@pytest.fixture
+def opinionated(load, student_path):
+    """A student whose own generation settings change what is sampled."""
+    model = load(student_path)
+    model.generation_config.update(
+        do_sample=False,
+        repetition_penalty=5.0,
+        top_k=3,
+        top_p=0.5,
+        min_p=0.1,
+        temperature=0.1,
+        no_repeat_ngram_size=1,
+        suppress_tokens=list(range(1000)),
+        max_new_tokens=2,
+    )
+    return model
+
+
+def sampled(micro_batches) -> list[list[int]]:
+    return [rollout.completion_ids for inputs in micro_batches for rollout in inputs["micro_batch"].rollouts]
+
+
+def student_tokenizer():
+    return {"processing_class": real_tokenizers.smollm2()}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "adapter"])
+def test_sampled_log_probs_are_the_scored_ones(make_trainer, opinionated, drawn, temperature, peft_config):
+    trainer = make_trainer(
+        student=opinionated,
+        arguments={"peft_config": peft_config, **student_tokenizer()},
+        temperature=temperature,
+        max_new_tokens=5,
+        generation_batch_size=8,
+    )
+    (inputs,), _ = whole_step(trainer, PROMPTS, batch_size=8)
+    batch = inputs["micro_batch"]
+    logps, ids = (torch.stack(column, dim=1) for column in zip(*drawn, strict=True))
+    lengths = [len(rollout.completion_ids) for rollout in batch.rollouts]
+    assert max(lengths) == 5
+    assert sampled([inputs]) == [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    trainer.model.train()
+    scored = trainer._student_logps(trainer.model, batch.packed)
+    expected = torch.cat([row[:length] for row, length in zip(logps, lengths, strict=True)])
+    torch.testing.assert_close(scored, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_generation_settings_of_the_model_are_its_own_again(make_trainer, opinionated):
+    before = opinionated.generation_config.to_dict()
+    trainer = make_trainer(student=opinionated, arguments=student_tokenizer())
+    whole_step(trainer, PROMPTS, batch_size=8)
+    assert opinionated.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "adapter"])
+def test_cache_is_used_and_checkpointing_comes_back(make_trainer, forwards, peft_config):
+    trainer = make_trainer(
+        arguments={"peft_config": peft_config},
+        activation_checkpointing=True,
+        gradient_accumulation_steps=2,
+        generation_batch_size=3,
+    )
+    model = causal_lm(trainer.model)
+    calls = forwards(trainer.model)
+    trainer.train()
+
+    cached = [call for call in calls if call[2]]
+    assert {length for _, length, _ in cached} == {1}
+    # Four prompts in groups of three; each group reads its prompts once and then adds five tokens.
+    assert [batch for batch, _, _ in cached] == [3] * 5 + [1] * 5
+    whole = [call for call in calls if not call[2]]
+    assert [batch for batch, _, _ in whole[:2]] == [3, 1]
+    assert len(whole) >= 4, "each micro-batch is scored once more, with gradient"
+    assert model.is_activation_checkpointing
+    assert all(layer.gradient_checkpointing for layer in model.base_model.layers)
+    assert trainer.state.log_history[0]["grad_norm"] > 0
+
+
+def test_any_stop_id_of_the_model_ends_a_completion(make_trainer, load, student_path):
+    student = load(student_path)
+    stops = set(range(0, student.config.vocab_size, 4))
+    student.generation_config.eos_token_id = sorted(stops)
+    trainer = make_trainer(student=student, arguments=student_tokenizer(), max_new_tokens=8)
+    micro_batches, _ = whole_step(trainer, PROMPTS, batch_size=8)
+    rollouts = micro_batches[0]["micro_batch"].rollouts
+    assert any(rollout.stopped for rollout in rollouts)
+    for rollout in rollouts:
+        *before, last = rollout.completion_ids
+        assert not stops.intersection(before)
+        assert rollout.stopped == (last in stops)
+        assert rollout.stopped or len(rollout.completion_ids) == 8
+        assert (rollout.alignment.end_chunk >= 0) == rollout.stopped
+
+
+def test_sampling_leaves_all_random_states_alone(make_trainer):
+    trainer = make_trainer()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    whole_step(trainer, PROMPTS, batch_size=4)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), states[2], strict=True))
+
+
+def test_rollouts_depend_on_seed_and_step_only(make_trainer):
+    trainer = make_trainer()
+
+    def draw(seed, step):
+        trainer.args.seed, trainer.state.global_step = seed, step
+        torch.manual_seed(random.randrange(2**31))
+        return sampled(whole_step(trainer, PROMPTS, batch_size=4)[0])
+
+    first = draw(1, 0)
+    assert draw(1, 0) == first
+    assert draw(1, 1) != first
+    assert draw(2, 0) != first
+
+
+def test_evaluation_draws_the_same_every_time(make_trainer):
+    trainer = make_trainer(arguments={"eval_dataset": prompt_dataset()})
+    first = trainer.evaluate()
+    trainer.state.global_step += 1
+    second = trainer.evaluate()
+    assert first["eval_loss"] == second["eval_loss"]
+    assert first["eval_xtok/reverse_kl_per_byte"] == second["eval_xtok/reverse_kl_per_byte"]

@@ -1,0 +1,55 @@
+"""Optimizer steps that `test_processes.py` takes in two processes (started with torchrun) and in one."""
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from tests.training.fixed_rollouts import LORA, Step, raw, rollouts, text, train_one_step
+from tests.training.tiny_models import PROMPTS
+
+
+def only(*numbers: int) -> dict[str, list[int]]:
+    """Some of the fixed rollouts."""
+    return {PROMPTS[i]: rollouts()[PROMPTS[i]] for i in numbers}
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Arguments of `train_one_step`, for four prompts; two of them go to each rank, in this order if there are two."""
+    cut = {PROMPTS[4]: [], PROMPTS[6]: raw(b"\xe4\xbd")}
+    unscorable = {PROMPTS[4]: raw(b"\xc3") + text(" a"), PROMPTS[6]: []}
+    batch = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    single = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    return {
+        # Rollout 3 holds all charged tokens, so one rank knows of none.
+        "proportional": {"completions": only(0, 1, 2, 3), "evaluate": True, **batch},
+        "additive": {"completions": only(0, 1, 3, 4), "credit": "additive", "segmentation": "text", **batch},
+        # Accumulation gives each rank a charged rollout, and one of each rank's micro-batches has none.
+        "uniform": {"completions": only(3, 0, 4, 5), "credit": "uniform", **single},
+        "chunk": {
+            "completions": only(1, 7, 3, 0),
+            "credit": "chunk",
+            "segmentation": "text",
+            "peft_config": LORA,
+            "activation_checkpointing": True,
+            **single,
+        },
+        "one rank idle": {"completions": only(0, 1) | cut, **batch},
+        "one rank only charged": {"completions": only(0, 1) | unscorable, **batch},
+        "both ranks idle": {"completions": {p: text(" a") for p in PROMPTS[:2]} | cut, **batch},
+        "sampled": {"completions": None, "prompts": ["The same prompt"] * 4, **batch},
+    }
+
+
+def main(student: str, teacher: str, folder: str) -> None:
+    """Take all steps and save what they came to, for this rank."""
+    rank = os.environ["RANK"]
+    steps: dict[str, Step] = {
+        name: train_one_step(student, teacher, folder, **case) for name, case in cases().items()
+    }
+    torch.save(steps, f"{folder}/rank{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
