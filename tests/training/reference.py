@@ -138,9 +138,7 @@ class Reference:
         advantages: list[float | None] = [None] * len(ids)
         for chunk in set(chunks) - {-1}:
             members = [index for index, other in enumerate(chunks) if other == chunk]
-            teacher_logp = sum(
-                p for p, other in zip(teacher, alignment.teacher_chunks, strict=True) if other == chunk
-            )
+            teacher_logp = sum(p for p, other in zip(teacher, alignment.teacher_chunks, strict=True) if other == chunk)
             split = chunk_advantages([values[i] for i in members], teacher_logp, args.credit)
             for index, advantage in zip(members, split, strict=True):
                 advantages[index] = advantage

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from tests.training.fixed_rollouts import LORA, FixedTrainer, loss_and_gradients, rollouts, train_one_step, without_times
+from tests.training.fixed_rollouts import (
+    LORA,
+    FixedTrainer,
+    loss_and_gradients,
+    rollouts,
+    train_one_step,
+    without_times,
+)
 from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
 
 

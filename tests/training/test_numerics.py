@@ -18,9 +18,7 @@ def build(tmp_path_factory, padded_student_path):
     def build_trainer(teacher_path, *, arguments=None, **changes):
         folder = tmp_path_factory.mktemp("numerics")
         args = tiny_args(folder, **changes)
-        trainer = tiny_trainer(
-            padded_student_path, teacher_path, args, trainer_class=FixedTrainer, **arguments or {}
-        )
+        trainer = tiny_trainer(padded_student_path, teacher_path, args, trainer_class=FixedTrainer, **arguments or {})
         trainer.rollouts = rollouts()
         return trainer
 

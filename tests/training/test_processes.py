@@ -65,7 +65,9 @@ def test_two_processes_take_the_step_of_one(ranks, name, tmp_path, padded_studen
         two = rank[name]
         assert two.gradients.keys() == one.gradients.keys()
         for parameter, gradient in two.gradients.items():
-            torch.testing.assert_close(gradient, one.gradients[parameter], atol=1e-5, rtol=1e-5, msg=lambda m, p=parameter: f"{p}: {m}")
+            torch.testing.assert_close(
+                gradient, one.gradients[parameter], atol=1e-5, rtol=1e-5, msg=lambda m, p=parameter: f"{p}: {m}"
+            )
     # Logs are those of the main process.
     assert without_times(ranks[0][name].logged) == pytest.approx(without_times(one.logged), abs=1e-5, rel=1e-5)
     assert without_times(ranks[0][name].evaluated) == pytest.approx(without_times(one.evaluated), abs=1e-5, rel=1e-5)

@@ -46,11 +46,12 @@ def run(make_trainer):
         pytest.param({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}, id="in an epoch"),
         pytest.param({"per_device_train_batch_size": 4, "segmentation": "text"}, id="between epochs"),
         pytest.param(
-            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "credit": "chunk"}, id="last window short"
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "credit": "chunk"},
+            id="last window short",
         ),
         pytest.param(
             {
-                "per_device_train_batch_size": 4,
+                "per_device_train_batch_size": 8,
                 "segmentation": "text",
                 "disable_dropout": False,
                 "lora_dropout": 0.3,
@@ -67,6 +68,8 @@ def test_resumed_run_ends_where_the_uninterrupted_one_does(run, tmp_path, change
     assert any(weight.count_nonzero() for name, weight in straight.items() if "lora_B" in name)
     for name, weight in straight.items():
         assert torch.equal(weight, resumed[name]), name
+    # Else there is nothing to correct or to score a second time.
+    assert straight_logs[3]["xtok/noncanonical_ratio"] > 0
     for step in (3, 4):
         for name in ("loss", "grad_norm", "xtok/coverage", "xtok/reverse_kl_per_byte"):
             assert resumed_logs[step][name] == straight_logs[step][name], (step, name)

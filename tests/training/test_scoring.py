@@ -45,9 +45,7 @@ def with_lora(model, **changes):
 def assert_scores_as_logits(model, temperature=1.0):
     """Same values, and same gradients of every trainable parameter."""
     exact = copy.deepcopy(model).double()
-    expected = torch.cat(
-        [token_logps(exact, p, c, temperature) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
-    )
+    expected = torch.cat([token_logps(exact, p, c, temperature) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])
     packed = pack(PROMPTS, COMPLETIONS, 0, CPU)
     actual = completion_logps(causal_lm(model), packed, temperature=temperature, block_size=2)
     assert actual.dtype == torch.float32

@@ -45,9 +45,7 @@ def cases() -> dict[str, dict[str, Any]]:
 def main(student: str, teacher: str, folder: str) -> None:
     """Take all steps and save what they came to, for this rank."""
     rank = os.environ["RANK"]
-    steps: dict[str, Step] = {
-        name: train_one_step(student, teacher, folder, **case) for name, case in cases().items()
-    }
+    steps: dict[str, Step] = {name: train_one_step(student, teacher, folder, **case) for name, case in cases().items()}
     torch.save(steps, f"{folder}/rank{rank}.pt")
 
 

@@ -141,7 +141,10 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, collator: PromptCollat
         TemplateError: If a chat template is needed and missing.
     """
     if train_dataset is None:
-        raise DataError("`train_dataset` is required: rollouts start from its prompts.")
+        raise DataError(
+            "`train_dataset` is required, because rollouts start from its prompts. Pass a dataset with a `prompt` or a "
+            "`messages` column."
+        )
     datasets = {"train_dataset": train_dataset}
     if isinstance(eval_dataset, Mapping):
         datasets |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
