@@ -17,7 +17,7 @@ import trl_xtok
 from tests.real_tokenizers import {student}, {teacher}
 
 student, teacher = {student}(), {teacher}()
-alignment = trl_xtok.TokenizerAligner(student, teacher).align(student.encode("Hello there", add_special_tokens=False))
+alignment = trl_xtok.TokenizerAligner(student, teacher).align(student.encode("hello there", add_special_tokens=False))
 assert alignment.coverage == 1.0
 {extra}
 print(sorted({{"torch", "trl"}} & set(sys.modules)))

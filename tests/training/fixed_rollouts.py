@@ -19,8 +19,13 @@ from trl_xtok.training.data import unpad
 # Rows of the embedding beyond the tokenizer, as many models have them; the student can sample these ids too.
 PADDING_ROWS = 64
 
-# Random adapters: with the usual zeros in one of the two matrices half of the gradients would be zero.
-LORA = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj", "down_proj"])
+
+def lora() -> LoraConfig:
+    """Random adapters: with the usual zeros in one of the two matrices half of the gradients would be zero.
+
+    A new object each time, since PEFT writes into it.
+    """
+    return LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj", "down_proj"])
 
 
 def text(content: str) -> list[int]:
@@ -133,6 +138,7 @@ def train_one_step(
     *,
     evaluate: bool = False,
     prompts: list[str] | None = None,
+    streamed: bool = False,
     peft_config: LoraConfig | None = None,
     **changes: Any,
 ) -> Step:
@@ -145,11 +151,14 @@ def train_one_step(
         completions: The rollout of each prompt; `None` samples them for `prompts`.
         evaluate: Whether to evaluate on the same prompts before the step.
         prompts: Prompts to sample for.
+        streamed: Whether the dataset is an iterable one.
         peft_config: Adapter to train.
         **changes: Changed training arguments.
     """
     recorder = GradientRecorder()
     dataset = prompt_dataset(prompts if completions is None else list(completions))
+    if streamed:
+        dataset = dataset.to_iterable_dataset()
     torch.manual_seed(0)
     trainer = tiny_trainer(
         student,

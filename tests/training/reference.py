@@ -131,10 +131,7 @@ class Reference:
         logps = token_logps(self.student, prompt_ids, ids, args.temperature)
         with torch.no_grad():
             teacher = token_logps(self.teacher, teacher_prompt_ids, alignment.teacher_ids, args.temperature).tolist()
-        values, chunks = logps.tolist(), list(alignment.student_chunks)
-        finished = bool(ids) and ids[-1] in self.aligner.student_stop_ids
-        if not finished and not self.aligner.same_vocabulary:
-            chunks = [-1 if chunk == alignment.num_chunks - 1 else chunk for chunk in chunks]
+        values, chunks = logps.tolist(), self._trained_chunks(ids)
         advantages: list[float | None] = [None] * len(ids)
         for chunk in set(chunks) - {-1}:
             members = [index for index, other in enumerate(chunks) if other == chunk]
@@ -149,6 +146,26 @@ class Reference:
             advantages = [None if a is None else max(-clip, min(clip, a)) for a in advantages]
         charged = [reason in ("invalid_utf8", "unknown_id") for reason in alignment.drop_reasons]
         return logps, advantages, charged
+
+    def advantages_of(self, prompt: str, ids: list[int]) -> list[float | None]:
+        """Advantage of each token of a completion, `None` where it is not scored."""
+        with torch.no_grad():
+            return self._row(*self.tokenize(prompt), ids)[1]
+
+    def _trained_chunks(self, ids: list[int]) -> list[int]:
+        """Chunk of each token, without the last one of a completion that was cut off."""
+        alignment = self.aligner.align(ids)
+        if self.aligner.same_vocabulary or (ids and ids[-1] in self.aligner.student_stop_ids):
+            return alignment.student_chunks
+        return [-1 if chunk == alignment.num_chunks - 1 else chunk for chunk in alignment.student_chunks]
+
+    def corrections_of(self, prompt: str, ids: list[int]) -> list[float]:
+        """What `segmentation="text"` takes off the advantage of each token of a completion."""
+        prompt_ids, _ = self.tokenize(prompt)
+        with torch.no_grad():
+            logps = token_logps(self.student, prompt_ids, ids, self.args.temperature).tolist()
+        found = self.corrections(prompt_ids, ids, logps, self._trained_chunks(ids))
+        return [found.get(index, 0.0) for index in range(len(ids))]
 
     def corrections(
         self, prompt_ids: list[int], ids: list[int], logps: list[float], chunks: list[int]

@@ -66,14 +66,14 @@ def test_rollouts_that_are_not_trained_on_change_nothing(trainer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "peft_config"),
+    ("changes", "make_config"),
     [
-        pytest.param({"credit": "chunk", "segmentation": "text"}, None, id="full"),
-        pytest.param({"activation_checkpointing": True}, LORA, id="adapter, checkpointing"),
+        pytest.param({"credit": "chunk", "segmentation": "text"}, lambda: None, id="full"),
+        pytest.param({"activation_checkpointing": True}, lora, id="adapter, checkpointing"),
     ],
 )
 def test_accumulation_changes_nothing_of_a_real_step(
-    padded_student_path, byteless_teacher_path, tmp_path, changes, peft_config
+    padded_student_path, byteless_teacher_path, tmp_path, changes, make_config
 ):
     steps = [
         train_one_step(
@@ -81,7 +81,7 @@ def test_accumulation_changes_nothing_of_a_real_step(
             byteless_teacher_path,
             str(tmp_path),
             STEP,
-            peft_config=peft_config,
+            peft_config=make_config(),
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=accumulation,
             **changes,

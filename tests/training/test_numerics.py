@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.training.fixed_rollouts import LORA, FixedTrainer, loss_and_gradients, rollouts, whole_step
+from tests.training.fixed_rollouts import FixedTrainer, lora, loss_and_gradients, rollouts, whole_step
 from tests.training.reference import Reference
 from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
 
@@ -104,7 +104,7 @@ def test_teacher_with_byte_tokens_scores_invalid_bytes(sentencepiece, monkeypatc
 
 @pytest.mark.parametrize("segmentation", ["path", "text"])
 def test_adapter(build, teacher_path, segmentation):
-    trainer = build(teacher_path, arguments={"peft_config": LORA}, segmentation=segmentation)
+    trainer = build(teacher_path, arguments={"peft_config": lora()}, segmentation=segmentation)
     assert_as_reference(trainer)
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name for name in trained)

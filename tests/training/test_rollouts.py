@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import real_tokenizers
-from tests.training.fixed_rollouts import LORA, whole_step
+from tests.training.fixed_rollouts import lora, whole_step
 from tests.training.tiny_models import PROMPTS, prompt_dataset
 from trl_xtok.training.scoring import causal_lm
 
@@ -72,11 +72,11 @@ def student_tokenizer():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "adapter"])
-def test_sampled_log_probs_are_the_scored_ones(make_trainer, opinionated, drawn, temperature, peft_config):
+@pytest.mark.parametrize("make_config", [lambda: None, lora], ids=["full", "adapter"])
+def test_sampled_log_probs_are_the_scored_ones(make_trainer, opinionated, drawn, temperature, make_config):
     trainer = make_trainer(
         student=opinionated,
-        arguments={"peft_config": peft_config, **student_tokenizer()},
+        arguments={"peft_config": make_config(), **student_tokenizer()},
         temperature=temperature,
         max_new_tokens=5,
         generation_batch_size=8,
@@ -100,10 +100,10 @@ def test_generation_settings_of_the_model_are_its_own_again(make_trainer, opinio
     assert opinionated.generation_config.to_dict() == before
 
 
-@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "adapter"])
-def test_cache_is_used_and_checkpointing_comes_back(make_trainer, forwards, peft_config):
+@pytest.mark.parametrize("make_config", [lambda: None, lora], ids=["full", "adapter"])
+def test_cache_is_used_and_checkpointing_comes_back(make_trainer, forwards, make_config):
     trainer = make_trainer(
-        arguments={"peft_config": peft_config},
+        arguments={"peft_config": make_config()},
         activation_checkpointing=True,
         gradient_accumulation_steps=2,
         generation_batch_size=3,
@@ -122,6 +122,15 @@ def test_cache_is_used_and_checkpointing_comes_back(make_trainer, forwards, peft
     assert model.is_activation_checkpointing
     assert all(layer.gradient_checkpointing for layer in model.base_model.layers)
     assert trainer.state.log_history[0]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("make_config", [lambda: None, lora], ids=["full", "adapter"])
+def test_first_window_is_scored_in_the_mode_of_all_others(make_trainer, make_config):
+    """Models are loaded in evaluation mode, and a resumed run starts with such a model in the midst of training."""
+    trainer = make_trainer(arguments={"peft_config": make_config()})
+    whole_step(trainer, PROMPTS, batch_size=8)
+    assert all(module.training for module in trainer.model.modules())
+    assert not any(module.training for module in trainer.teacher_model.modules())
 
 
 def test_any_stop_id_of_the_model_ends_a_completion(make_trainer, load, student_path):

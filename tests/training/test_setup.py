@@ -207,16 +207,17 @@ class TestTokenizers:
 
 
 def test_a_student_without_a_pad_token_gets_its_end_token():
-    tokenizer = copy.deepcopy(real_tokenizers.llama3())
+    tokenizer = copy.deepcopy(real_tokenizers.mistral1())
     assert tokenizer.pad_token is None
     loading.set_pad_token(tokenizer, CrossTokenizerGKDConfig())
-    assert tokenizer.pad_token == tokenizer.eos_token == "<|eot_id|>"
+    assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
 
 
 def test_a_pad_token_that_is_there_is_kept():
-    tokenizer = copy.deepcopy(real_tokenizers.qwen3())
+    tokenizer = copy.deepcopy(real_tokenizers.smollm2())
+    tokenizer.pad_token = "<|endoftext|>"
     loading.set_pad_token(tokenizer, CrossTokenizerGKDConfig())
-    assert tokenizer.pad_token == "<|endoftext|>"
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
 
 
 # Datasets.

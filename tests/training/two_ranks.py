@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.training.fixed_rollouts import LORA, Step, raw, rollouts, text, train_one_step
+from tests.training.fixed_rollouts import Step, lora, raw, rollouts, text, train_one_step
 from tests.training.tiny_models import PROMPTS
 
 
@@ -31,7 +31,7 @@ def cases() -> dict[str, dict[str, Any]]:
             "completions": only(1, 7, 3, 0),
             "credit": "chunk",
             "segmentation": "text",
-            "peft_config": LORA,
+            "peft_config": lora(),
             "activation_checkpointing": True,
             **single,
         },

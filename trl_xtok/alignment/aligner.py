@@ -197,13 +197,14 @@ def _align(
         if reason is not None:
             broken.setdefault(chunk, reason)
     number = {chunk: index for index, chunk in enumerate(chunk for chunk in range(num_chunks) if chunk not in broken)}
-    spelled = [
-        (token_id, chunk) for token_id, chunk in zip(spelling.ids, other_chunks, strict=True) if token_id is not None
-    ]
     return Alignment(
-        teacher_ids=[token_id for token_id, _ in spelled],
+        teacher_ids=[token_id for token_id in spelling.ids if token_id is not None],
         student_chunks=[number.get(chunk, -1) for chunk in chunks],
-        teacher_chunks=[number.get(chunk, -1) for _, chunk in spelled],
+        teacher_chunks=[
+            number.get(chunk, -1)
+            for token_id, chunk in zip(spelling.ids, other_chunks, strict=True)
+            if token_id is not None
+        ],
         num_chunks=len(number),
         student_bytes=[len(piece or b"") for piece in pieces],
         drop_reasons=[broken.get(chunk) for chunk in chunks],

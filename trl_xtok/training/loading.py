@@ -158,7 +158,8 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDCon
             "The student's tokenizer has neither a pad nor an EOS token, so a batch of rollouts cannot be padded. "
             "Set `tokenizer.pad_token` and pass the tokenizer as `processing_class`."
         )
-    if pad_token not in tokenizer.get_vocab():
+    # `convert_tokens_to_ids` would give the unknown token for what is not there.
+    if tokenizer.backend_tokenizer.token_to_id(pad_token) is None:
         raise ConfigError(
             f"The pad token {pad_token!r} is not in the vocabulary of the student's tokenizer. Choose one of its "
             "tokens, for example its EOS token."

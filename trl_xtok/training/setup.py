@@ -142,8 +142,8 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, collator: PromptCollat
     """
     if train_dataset is None:
         raise DataError(
-            "`train_dataset` is required, because rollouts start from its prompts. Pass a dataset with a `prompt` or a "
-            "`messages` column."
+            "`train_dataset` is required, because rollouts start from its prompts. Pass a dataset with a `prompt` or "
+            "a `messages` column."
         )
     datasets = {"train_dataset": train_dataset}
     if isinstance(eval_dataset, Mapping):

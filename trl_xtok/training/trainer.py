@@ -184,6 +184,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         prompts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not prompts:
             return [], None
+        # The first window of a run, resumed or not, finds the model as it was loaded: in evaluation mode.
+        self.model.train()
         with sampling_seed(self.args.seed, self.state.global_step, self.args.process_index, device=self.args.device):
             return self._score_window(prompts, "train")
 
