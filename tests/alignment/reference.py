@@ -27,12 +27,14 @@ def byte_of_shown() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast, id: int) -> bytes:
-    """What one token of a ByteLevel or SentencePiece tokenizer puts into the text."""
+    """What one token of a ByteLevel, SentencePiece or WordPiece tokenizer puts into the text."""
     byte_level = pieces_are_printable_bytes(tokenizer)
     if id in added_contents(tokenizer):
         content = added_contents(tokenizer)[id]
         return (content if byte_level else content.replace("▁", " ")).encode()
     piece = tokenizer.convert_ids_to_tokens(id)
+    if tokenizer.mask_token == "[MASK]":
+        return piece.removeprefix("##").encode() if piece.startswith("##") else f" {piece}".encode()
     if byte_level:
         return bytes(byte_of_shown()[character] for character in piece)
     if len(piece) == 6 and piece.startswith("<0x"):

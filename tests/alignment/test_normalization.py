@@ -9,7 +9,8 @@ from tokenizers import Regex, normalizers
 
 from tests.alignment import texts
 from tests.alignment.pairs import tokenizer
-from trl_xtok.alignment.normalization import correspond
+from trl_xtok.alignment.normalization import Region, correspond
+from trl_xtok.alignment.spelling import Spelling, carry_over
 
 
 NORMALIZERS = {
@@ -135,3 +136,44 @@ def test_regions_cover_both_texts_and_their_kind_is_true(name, text):
         assert equivalent == (kind != "changed")
     if name in ("NFC", "NFD"):
         assert all(kind != "changed" for _, _, kind in found)
+
+
+SAME, EQUIVALENT, CHANGED, DELETED = (
+    Region(2, 2, "same"),
+    Region(3, 2, "equivalent"),
+    Region(1, 2, "changed"),
+    Region(1, 0, "changed"),
+)
+
+
+@pytest.mark.parametrize(
+    ("token_ends", "regions", "carried"),
+    [
+        pytest.param([2, 4], [SAME, SAME], [(0, 2, None), (1, 4, None)], id="as it was"),
+        pytest.param([2, 4], [EQUIVALENT, SAME], [(0, 3, None), (1, 5, None)], id="moved by what stands before"),
+        pytest.param([1, 2], [EQUIVALENT], [(0, 3, None), (1, 3, None)], id="an end within equivalent text is none"),
+        pytest.param([2, 3], [CHANGED, SAME], [(0, 1, "normalized"), (1, 2, None)], id="changed text"),
+        pytest.param(
+            [1, 4, 6],
+            [CHANGED, SAME, SAME],
+            [(0, 3, "normalized"), (1, 3, "normalized"), (2, 5, None)],
+            id="a token that begins in changed text, and the one before it",
+        ),
+        pytest.param(
+            [4, 6], [CHANGED, EQUIVALENT, SAME], [(0, 4, "normalized"), (1, 6, None)], id="changed, then equivalent"
+        ),
+        pytest.param([2], [SAME, DELETED], [(0, 2, None), (None, 3, "normalized")], id="deleted at the end: a hole"),
+        pytest.param(
+            [2],
+            [DELETED, DELETED, SAME],
+            [(None, 1, "normalized"), (None, 2, "normalized"), (0, 4, None)],
+            id="at the start",
+        ),
+        pytest.param([4], [SAME, DELETED, SAME], [(0, 5, "normalized")], id="deleted within a token: no hole"),
+        pytest.param([], [DELETED], [(None, 1, "normalized")], id="nothing left"),
+    ],
+)
+def test_tokens_are_carried_over_to_the_text_as_it_was(token_ends, regions, carried):
+    tokens = Spelling(list(range(len(token_ends))), token_ends, [None] * len(token_ends))
+    result = carry_over(tokens, regions)
+    assert list(zip(result.ids, result.ends, result.reasons, strict=True)) == carried

@@ -78,7 +78,7 @@ any_bytes = st.lists(
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(text=any_bytes, unfinished=st.booleans())
 def test_each_stretch_is_spelled_by_its_tokens_or_has_a_reason(name, text, unfinished):
     spelling = spell(name, text, unfinished=unfinished)
@@ -103,7 +103,7 @@ def test_each_stretch_is_spelled_by_its_tokens_or_has_a_reason(name, text, unfin
 
 
 @pytest.mark.parametrize("name", [*BYTE_LEVEL, *SENTENCEPIECE])
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(text=st.lists(words, max_size=6).map("".join))
 def test_without_unicode_forms_nothing_of_a_text_is_lost(name, text):
     spelling = Spelling()

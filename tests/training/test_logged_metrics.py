@@ -37,7 +37,9 @@ def logged(tmp_path, padded_student_path, byteless_teacher_path):
 )
 def test_reverse_kl_is_log_ratio_over_bytes(logged, teacher_path, changes):
     texts = dict(zip(PROMPTS, PLAIN + PLAIN, strict=True))
-    log, reference = logged({prompt: text(content) + stop() for prompt, content in texts.items()}, teacher_path, **changes)
+    log, reference = logged(
+        {prompt: text(content) + stop() for prompt, content in texts.items()}, teacher_path, **changes
+    )
     log_ratio, end_log_ratio = 0.0, 0.0
     with torch.no_grad():
         for prompt, content in texts.items():

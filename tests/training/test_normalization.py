@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.training.fixed_rollouts import (
-    LORA,
     FixedTrainer,
+    lora,
     loss_and_gradients,
     rollouts,
     train_one_step,

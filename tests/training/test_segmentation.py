@@ -21,7 +21,7 @@ TEXTS = [
     " Emoji \U0001f44d\U0001f3fd and \U0001f469\u200d\U0001f680 mixed with words",
     "\n\n    indented\n\ttabs  and   runs of   spaces",
     " unbelievable internationalization misunderstandings",
-    " {\"key\": [1, 2, 3], \"other\": null}",
+    ' {"key": [1, 2, 3], "other": null}',
 ]
 
 

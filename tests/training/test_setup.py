@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig, ByT5Tokenizer, GPT2Config, GPT2LMHe
 from trl import SFTConfig
 
 from tests import real_tokenizers
+from tests.training.shared_tokenizers import shared_tokenizers
 from tests.training.tiny_models import prompt_dataset, save, tiny_args, tiny_model, tiny_trainer
 from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
 from trl_xtok.errors import ConfigError, DataError, ModelError, TemplateError, TokenizerError, XTokError
@@ -31,12 +32,7 @@ def build(tmp_path, student_path, teacher_path):
     names |= {"preprocess_logits_for_metrics"}
 
     def build_trainer(*, model=student_path, teacher=teacher_path, args=None, **rest):
-        # Read once for all tests, since most of them end before a model is loaded.
-        arguments = {
-            "processing_class": real_tokenizers.smollm2(),
-            "teacher_processing_class": real_tokenizers.mistral1(),
-        }
-        arguments |= {name: rest.pop(name) for name in list(rest) if name in names}
+        arguments = shared_tokenizers() | {name: rest.pop(name) for name in list(rest) if name in names}
         return tiny_trainer(model, teacher, args or tiny_args(tmp_path, **rest), **arguments)
 
     return build_trainer

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 
 from tests import real_tokenizers
+from tests.training.shared_tokenizers import shared_tokenizers
 from tests.training.test_teachers import PACKABLE
 from tests.training.tiny_models import PROMPTS, prompt_dataset, save, tiny_args, tiny_model, tiny_trainer
 from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
@@ -45,11 +48,7 @@ def build(make_trainer):
     """The trainer for the shared models; their tokenizers are read once for all tests."""
 
     def build_trainer(*, arguments=None, **changes):
-        tokenizers = {
-            "processing_class": real_tokenizers.smollm2(),
-            "teacher_processing_class": real_tokenizers.mistral1(),
-        }
-        return make_trainer(arguments=tokenizers | (arguments or {}), **changes)
+        return make_trainer(arguments=shared_tokenizers() | (arguments or {}), **changes)
 
     return build_trainer
 
@@ -214,23 +213,48 @@ def test_a_four_bit_teacher_scores_like_the_model_it_was_made_of(build, packable
     assert not quantized.equal(exact)
 
 
-def test_a_four_bit_student_trains_its_adapter(build, tmp_path):
+@pytest.fixture
+def four_bit_student(build, tmp_path):
     """QLoRA, on a CPU."""
     sizes = PACKABLE | {"tie_word_embeddings": False}
     path = save(tiny_model("llama", 49152, **sizes), real_tokenizers.smollm2(), tmp_path / "student")
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    trainer = build(
-        student=path, arguments={"peft_config": lora(), "quantization_config": four_bit}, learning_rate=1e-2
-    )
-    assert [module for module in trainer.model.modules() if isinstance(module, Linear4bit)]
-    assert trainer.args.model_init_kwargs is None, "the arguments stay as they were written"
-    before = {name: value for name, value in parameters_of(trainer.model).items() if value.is_floating_point()}
-    trainer.train()
-    names = {
-        name for name, value in trainer.model.named_parameters() if name in before and not value.equal(before[name])
-    }
-    assert names
-    assert all("lora_" in name for name in names)
+    adapter = lora(init_lora_weights=False)
+    return build(student=path, arguments={"peft_config": adapter, "quantization_config": four_bit}, learning_rate=1e-2)
+
+
+def test_a_four_bit_student_trains_its_adapter(four_bit_student):
+    assert [module for module in four_bit_student.model.modules() if isinstance(module, Linear4bit)]
+    assert four_bit_student.args.model_init_kwargs is None, "the arguments stay as they were written"
+    before = parameters_of(four_bit_student.model)
+    four_bit_student.train()
+    names = changed(before, four_bit_student.model)
+    assert names == {name for name in before if "lora_" in name}
+
+
+def test_gradients_pass_through_a_four_bit_student(four_bit_student):
+    """After rollouts in evaluation mode, bitsandbytes would use a kernel without gradient on some CPUs."""
+    trainer, model = four_bit_student, four_bit_student.model
+    prompts = trainer.data_collator(prompt_dataset().to_list())
+    (inputs,), count = trainer.get_batch_samples(iter([prompts]), 1, trainer.args.device)
+
+    def gradients():
+        model.zero_grad()
+        trainer.compute_loss(model, inputs, num_items_in_batch=count).backward()
+        return {name: value.grad.clone() for name, value in model.named_parameters() if "lora_" in name}
+
+    quantized = gradients()
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, Linear4bit):
+                weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+                plain = nn.Linear(*reversed(weight.shape), bias=False)
+                plain.weight = nn.Parameter(weight, requires_grad=False)
+                setattr(parent, name, plain)
+    for name, gradient in gradients().items():
+        assert gradient.abs().max() > 1e-4, name
+        # TRL keeps the adapter of a 4-bit student in bfloat16.
+        torch.testing.assert_close(quantized[name], gradient, rtol=0.05, atol=0.05 * float(gradient.abs().max()))
 
 
 # Datasets.

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, Trainer
 
+from tests import real_tokenizers
+from tests.training.shared_tokenizers import shared_tokenizers
 from tests.training.tiny_models import prompt_dataset, tiny_model
 from trl_xtok import CrossTokenizerGKDTrainer
 from trl_xtok.training import trl_compat
@@ -40,14 +42,16 @@ def gkd_trainer(tmp_path, load, student_path):
 
     def build(teacher: nn.Module, **changes) -> GKDTrainer:
         args = GKDConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **changes)
-        return GKDTrainer(
-            load(student_path), teacher, args, data_collator=list, train_dataset=prompt_dataset(), **tokenizer
-        )
+        data = {"train_dataset": prompt_dataset(), "data_collator": list}
+        return GKDTrainer(load(student_path), teacher, args, **data, processing_class=real_tokenizers.smollm2())
 
-    from tests import real_tokenizers
-
-    tokenizer = {"processing_class": real_tokenizers.smollm2()}
     return build
+
+
+@pytest.fixture
+def build(make_trainer):
+    """Our trainer for the shared models."""
+    return lambda **changes: make_trainer(arguments=shared_tokenizers(), **changes)
 
 
 @pytest.fixture
@@ -175,8 +179,8 @@ def test_unwrapping_for_generation_takes_what_we_pass():
     assert list(parameters(trl_compat.unwrap_model_for_generation)) == [*expected, "gradient_checkpointing_kwargs"]
 
 
-def test_unwrapping_for_generation_switches_checkpointing_off_and_on_again(make_trainer):
-    trainer = make_trainer(activation_checkpointing=True)
+def test_unwrapping_for_generation_switches_checkpointing_off_and_on_again(build):
+    trainer = build(activation_checkpointing=True)
     model = trainer.model
     model.gradient_checkpointing_enable()
     with trl_compat.unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as unwrapped:
@@ -190,13 +194,13 @@ def test_gkd_itself_advises_to_migrate_at_our_defaults(gkd_trainer, load, studen
     assert any("Consider migrating" in message for message in gkd_log)
 
 
-def test_the_advice_to_migrate_does_not_reach_our_users(make_trainer, gkd_log):
-    trainer = make_trainer()
+def test_the_advice_to_migrate_does_not_reach_our_users(build, gkd_log):
+    trainer = build()
     assert (trainer.lmbda, trainer.temperature) == (1.0, 1.0)
     assert not gkd_log
 
 
-def test_other_messages_of_gkd_still_reach_our_users(make_trainer, gkd_log, monkeypatch):
+def test_other_messages_of_gkd_still_reach_our_users(build, gkd_log, monkeypatch):
     parent_init = SFTTrainer.__init__
 
     def init(self, *args, **kwargs):
@@ -204,13 +208,13 @@ def test_other_messages_of_gkd_still_reach_our_users(make_trainer, gkd_log, monk
         parent_init(self, *args, **kwargs)
 
     monkeypatch.setattr(SFTTrainer, "__init__", init)
-    make_trainer()
+    build()
     logging.getLogger(GKD_LOGGER).warning("is fully covered by `DistillationTrainer`, said after our start")
     assert gkd_log == ["something else", "is fully covered by `DistillationTrainer`, said after our start"]
 
 
-def test_our_start_gives_the_arguments_back_as_they_were(make_trainer):
-    trainer = make_trainer(teacher_model_init_kwargs={"attn_implementation": "eager"})
+def test_our_start_gives_the_arguments_back_as_they_were(build):
+    trainer = build(teacher_model_init_kwargs={"attn_implementation": "eager"})
     assert trainer.args.teacher_model_init_kwargs == {"attn_implementation": "eager"}
     assert trainer.args.model_init_kwargs is None
     assert trainer.args.dataset_kwargs is None
@@ -238,9 +242,9 @@ def test_the_evaluation_loop_gets_its_prefix_by_name():
     assert "metric_key_prefix=metric_key_prefix" in inspect.getsource(Trainer.predict)
 
 
-def test_sft_does_nothing_in_a_training_step_but_offload_activations(make_trainer, monkeypatch):
+def test_sft_does_nothing_in_a_training_step_but_offload_activations(build, monkeypatch):
     """We go past GKD's own training step, which samples, and call this one."""
-    trainer = make_trainer()
+    trainer = build()
     seen = []
     monkeypatch.setattr(Trainer, "training_step", lambda self, *args: seen.append(args) or torch.tensor(3.0))
     trainer.maybe_activation_offload_context = nullcontext()
@@ -250,9 +254,9 @@ def test_sft_does_nothing_in_a_training_step_but_offload_activations(make_traine
 
 @pytest.mark.parametrize(("is_scaled", "gradient"), [(True, 2.0), (False, 1.0)])
 def test_the_trainer_divides_the_loss_by_the_accumulation_steps_unless_told_that_it_is_scaled(
-    make_trainer, monkeypatch, is_scaled, gradient
+    build, monkeypatch, is_scaled, gradient
 ):
-    trainer = make_trainer(gradient_accumulation_steps=2)
+    trainer = build(gradient_accumulation_steps=2)
     assert trainer.loss_is_scaled_for_ga
     parameter = nn.Parameter(torch.zeros(()))
     trainer.current_gradient_accumulation_steps = 2

@@ -38,6 +38,7 @@ def cases() -> dict[str, dict[str, Any]]:
         "one rank idle": {"completions": only(0, 1) | cut, **batch},
         "one rank only charged": {"completions": only(0, 1) | unscorable, **batch},
         "both ranks idle": {"completions": {p: text(" a") for p in PROMPTS[:2]} | cut, **batch},
+        "streamed": {"completions": only(0, 1, 2, 3), "streamed": True, "evaluate": True, **batch},
         "sampled": {"completions": None, "prompts": ["The same prompt"] * 4, **batch},
     }
 

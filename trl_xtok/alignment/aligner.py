@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -150,8 +151,8 @@ class TokenizerAligner:
         if self.same_vocabulary:
             return {token_id: token_id for token_id, piece in enumerate(student.pieces) if piece is not None}
         # A marker may mean more to the teacher than to the student, but it must not begin or end a text.
-        tokens = (teacher_tokenizer.bos_token, teacher_tokenizer.eos_token, teacher_tokenizer.unk_token)
-        taken = {teacher.markers.get(str(token)) for token in tokens} | {self.teacher_end_id}
+        names = (teacher_tokenizer.bos_token_id, teacher_tokenizer.eos_token_id, teacher_tokenizer.unk_token_id)
+        taken = {self.teacher_end_id, *cast("tuple[int | None, ...]", names)}
         return {
             token_id: teacher.markers[content]
             for content, token_id in student.markers.items()

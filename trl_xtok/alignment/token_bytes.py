@@ -77,6 +77,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
     content = (
         backend.get_vocab_size(with_added_tokens=False),
         repr(decoder),
+        tokenizer.all_special_tokens,
         [(token_id, token.content, token.special) for token_id, token in added.items()],
     )
     if tokenizer not in _tables or _tables[tokenizer][0] != content:
@@ -94,8 +95,8 @@ def fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFas
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TokenizerError(
-            f"{_name(tokenizer)} is not a fast tokenizer, so the bytes of its tokens cannot be read. Load it with "
-            "`AutoTokenizer.from_pretrained(..., use_fast=True)`, or convert it to a `tokenizer.json` first; of a "
+            f"{_name(tokenizer)} is not a fast tokenizer, so the bytes of its tokens cannot be read. Load one "
+            "that has a `tokenizer.json`, or that `AutoTokenizer` can convert to `PreTrainedTokenizerFast`; of a "
             "processor, pass its `tokenizer`."
         )
     return tokenizer

@@ -20,6 +20,7 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers import ProgressCallback
 
 from .. import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
 from .demo_models import demo_model_path
@@ -75,6 +76,8 @@ def run_demo(output_dir: str, *, seed: int, max_steps: int | None) -> int:
         eval_dataset=concatenate_datasets([prompts["held_out"]] * _ROLLOUTS_PER_PROMPT),
         peft_config=LoraConfig(r=16, lora_alpha=16, target_modules="all-linear"),
     )
+    trainer.pop_callback(ProgressCallback)
+    trainer.add_callback(_Progress())
     samples = [next(row["prompt"] for row in prompts["held_out"] if row["language"] == name) for name in _SAMPLES]
     console.print("[bold]Before training[/bold]: sampling completions for the held-out prompts")
     before, written_before = trainer.evaluate(), _write(trainer, samples, seed)
@@ -94,6 +97,16 @@ def run_demo(output_dir: str, *, seed: int, max_steps: int | None) -> int:
     path.write_text(json.dumps({**result, "log": trainer.state.log_history}, indent=1))
     console.print(f"Adapter and figures: {path.parent}")
     return 0
+
+
+class _Progress(ProgressCallback):
+    """The usual progress bar, with two figures at its end instead of a dictionary after every few steps."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Show the last logged reverse KL and coverage."""
+        if self.training_bar is not None and logs is not None and "xtok/coverage" in logs:
+            shown = {name: f"{logs[f'xtok/{name}']:.3f}" for name in ("reverse_kl_per_byte", "coverage")}
+            self.training_bar.set_postfix(shown)
 
 
 def _quiet() -> None:

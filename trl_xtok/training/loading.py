@@ -167,6 +167,16 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDCon
     tokenizer.pad_token = pad_token
 
 
+def let_gradients_through(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from packing the weights of a 4-bit student for a CPU kernel that has no gradient.
+
+    It does so at the first forward in evaluation mode, on CPUs with the instructions for it, and never undoes it.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+
+
 def make_aligner(
     student_tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,

@@ -169,6 +169,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         self.aligner = loading.make_aligner(
             tokenizer, teacher_tokenizer, self.generation_config, collator.teacher_chat_template
         )
+        loading.let_gradients_through(self.model)
         check_head(causal_lm(self.model), "student")
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
         self.teacher_model = self.teacher.model
