@@ -49,6 +49,7 @@ DECOMPOSED = {
     "nfd vietnamese": unicodedata.normalize("NFD", "Tiếng Việt có nhiều dấu thanh điệu"),
     "composition exclusions": "\u0958\u0959 \ufb2a\ufb2b \u2adc",
     "a mark first": "\u0301abc",
+    "a letter that decomposes into marks": "one two x\u05ae\u0f73 three \u0f75\u0f81 four",
 }
 
 # Text that spells tokens which mean something: it must stay text.

@@ -169,6 +169,39 @@ def test_a_malformed_conversation_is_refused(prompt, message):
         collator().tokenize(prompt)
 
 
+WITH_TOOLS = "{% for tool in tools or [] %}{{ tool.name }};{% endfor %}" + chat_templates.CHATML
+
+
+@pytest.mark.parametrize("tools", [[{"name": "search"}], '[{"name": "search"}]'], ids=["list", "JSON"])
+def test_tools_reach_both_templates(tools):
+    student = copy.deepcopy(real_tokenizers.smollm2())
+    student.chat_template = WITH_TOOLS
+    sides = PromptCollator(student, real_tokenizers.llama3(), teacher_chat_template=WITH_TOOLS)
+    student_ids, teacher_ids = sides.tokenize_row({"prompt": SHORT, "tools": tools})
+    assert student.decode(student_ids).startswith("search;<|im_start|>user")
+    assert real_tokenizers.llama3().decode(teacher_ids, skip_special_tokens=True).startswith("search;<|im_start|>user")
+
+
+@pytest.mark.parametrize("tools", [None, [], "[]"])
+def test_a_row_may_offer_no_tools(tools):
+    assert collator().tokenize_row({"prompt": SHORT, "tools": tools}) == collator().tokenize(SHORT)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        pytest.param({"tools": "search"}, "`tools` is 'search', which is not JSON", id="no JSON"),
+        pytest.param({"tools": {"name": "search"}}, "`tools` is .* which is a dict", id="no list"),
+        pytest.param(
+            {"chat_template_kwargs": {"enable_thinking": False}}, "a row does not say which it means", id="arguments"
+        ),
+    ],
+)
+def test_what_a_row_asks_of_the_templates_in_vain_is_refused(row, message):
+    with pytest.raises(DataError, match=message):
+        collator().tokenize_row({"prompt": SHORT, **row})
+
+
 def test_a_role_that_a_template_does_not_know_is_refused_with_what_it_says():
     strict = "{% for message in messages %}{{ raise_exception('Unknown role ' + message['role']) }}{% endfor %}"
     with pytest.raises(TemplateError, match=r"roles \['critic'\].*Unknown role critic"):

@@ -37,15 +37,14 @@ def logged(tmp_path, padded_student_path, byteless_teacher_path):
 )
 def test_reverse_kl_is_log_ratio_over_bytes(logged, teacher_path, changes):
     texts = dict(zip(PROMPTS, PLAIN + PLAIN, strict=True))
-    log, reference = logged(
-        {prompt: text(content) + stop() for prompt, content in texts.items()}, teacher_path, **changes
-    )
+    completions = {prompt: text(content) + stop() for prompt, content in texts.items()}
+    log, reference = logged(completions, teacher_path, **changes)
     log_ratio, end_log_ratio = 0.0, 0.0
     with torch.no_grad():
-        for prompt, content in texts.items():
+        for prompt in texts:
             student_prompt, teacher_prompt = reference.tokenize(prompt)
-            teacher_ids = reference.aligner.align(text(content) + stop()).teacher_ids
-            student = token_logps(reference.student, student_prompt, text(content) + stop())
+            teacher_ids = reference.aligner.align(completions[prompt]).teacher_ids
+            student = token_logps(reference.student, student_prompt, completions[prompt])
             teacher = token_logps(reference.teacher, teacher_prompt, teacher_ids)
             log_ratio += float(student[:-1].sum() - teacher[:-1].sum())
             end_log_ratio += float(student[-1] - teacher[-1])

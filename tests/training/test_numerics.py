@@ -116,7 +116,7 @@ def test_temperature_divides_the_logits_of_both_models(build, teacher_path):
 
 @pytest.mark.parametrize("credit", CREDITS)
 def test_same_tokenizer_is_plain_on_policy_distillation(same_tokenizer, monkeypatch, credit):
-    """Advantage `log p_T - log p_S` of each token, and every token is trained on, whether a stop token follows or not."""
+    """The advantage of a token is `log p_T - log p_S`, and all are trained on, also the last of an unfinished one."""
     monkeypatch.setattr(same_tokenizer.args, "credit", credit)
     trainer = same_tokenizer
     actual, gradients = loss_and_gradients(trainer, PROMPTS, batch_size=3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import real_tokenizers
-from tests.training.fixed_rollouts import lora, whole_step
+from tests.training.fixed_rollouts import lora, train_one_step, whole_step
 from tests.training.tiny_models import PROMPTS, prompt_dataset
 from trl_xtok.training.scoring import causal_lm
 
@@ -122,6 +122,34 @@ def test_cache_is_used_and_checkpointing_comes_back(make_trainer, forwards, make
     assert model.is_activation_checkpointing
     assert all(layer.gradient_checkpointing for layer in model.base_model.layers)
     assert trainer.state.log_history[0]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_changes_no_gradient_after_sampling(
+    padded_student_path, byteless_teacher_path, tmp_path, use_reentrant
+):
+    """It is switched off and on again around the rollouts, and an adapter's inputs must still require a gradient."""
+    kinds = [
+        {},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": use_reentrant}},
+    ]
+    plain, checkpointed = (
+        train_one_step(
+            padded_student_path,
+            byteless_teacher_path,
+            str(tmp_path),
+            None,
+            prompts=["a b"] * 4,
+            peft_config=lora(),
+            dropped_advantage=0.0,
+            **kind,
+        ).gradients
+        for kind in kinds
+    )
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        assert gradient.count_nonzero() > 0
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("make_config", [lambda: None, lora], ids=["full", "adapter"])

@@ -162,7 +162,7 @@ class TestTokenizers:
 
     @sides
     def test_a_slow_tokenizer_is_refused(self, build, side):
-        with pytest.raises(TokenizerError, match=r"ByT5Tokenizer .*is not a fast tokenizer.*use_fast=True"):
+        with pytest.raises(TokenizerError, match=r"ByT5Tokenizer .*is not a fast tokenizer"):
             build(**{side: ByT5Tokenizer()})
 
     @sides

@@ -213,6 +213,19 @@ def test_a_four_bit_teacher_scores_like_the_model_it_was_made_of(build, packable
     assert not quantized.equal(exact)
 
 
+@pytest.mark.parametrize("adapter", [lambda: None, lora], ids=["full student", "LoRA"])
+def test_activation_checkpointing_changes_nothing(build, adapter):
+    """It is on by default, as in TRL."""
+
+    def log(**changes):
+        trainer = build(arguments={"peft_config": adapter()}, max_steps=2, **changes)
+        trainer.train()
+        return [entry["grad_norm"] for entry in logged(trainer)]
+
+    assert CrossTokenizerGKDConfig().activation_checkpointing
+    assert log(activation_checkpointing=True) == pytest.approx(log(activation_checkpointing=False), rel=1e-4)
+
+
 @pytest.fixture
 def four_bit_student(build, tmp_path):
     """QLoRA, on a CPU."""

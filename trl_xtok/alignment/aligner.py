@@ -197,19 +197,19 @@ def _align(
     for chunk, reason in zip(other_chunks, spelling.reasons, strict=True):
         if reason is not None:
             broken.setdefault(chunk, reason)
-    number = {chunk: index for index, chunk in enumerate(chunk for chunk in range(num_chunks) if chunk not in broken)}
+    sound = [chunk not in broken for chunk in range(num_chunks)]
+    # The last entry is that of chunk -1.
+    number = [index - 1 if kept else -1 for index, kept in zip(accumulate(sound), sound, strict=True)] + [-1]
     return Alignment(
         teacher_ids=[token_id for token_id in spelling.ids if token_id is not None],
-        student_chunks=[number.get(chunk, -1) for chunk in chunks],
+        student_chunks=[number[chunk] for chunk in chunks],
         teacher_chunks=[
-            number.get(chunk, -1)
-            for token_id, chunk in zip(spelling.ids, other_chunks, strict=True)
-            if token_id is not None
+            number[chunk] for token_id, chunk in zip(spelling.ids, other_chunks, strict=True) if token_id is not None
         ],
-        num_chunks=len(number),
+        num_chunks=sum(sound),
         student_bytes=[len(piece or b"") for piece in pieces],
         drop_reasons=[broken.get(chunk) for chunk in chunks],
-        end_chunk=number.get(chunks[-1], -1) if finished else -1,
+        end_chunk=number[chunks[-1]] if finished else -1,
     )
 
 

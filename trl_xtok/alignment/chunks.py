@@ -25,17 +25,18 @@ def cut_chunks(student_ends: Sequence[int], teacher_ends: Sequence[int]) -> tupl
     """
     cuts = set(student_ends).intersection(teacher_ends) - {0}
 
-    def number(ends: Sequence[int]) -> list[int]:
+    def count(ends: Sequence[int]) -> list[int]:
         chunks: list[int] = []
         chunk = start = 0
         for end in ends:
-            if end > start and start in cuts:
+            if start in cuts and start < end:
                 chunk += 1
-            chunks.append(chunk if chunk < len(cuts) else -1)
+            chunks.append(chunk)
             start = end
-        return chunks
+        # A chunk that no cut closes is none.
+        return chunks if chunk < len(cuts) else [number if number < chunk else -1 for number in chunks]
 
-    return number(student_ends), number(teacher_ends), len(cuts)
+    return count(student_ends), count(teacher_ends), len(cuts)
 
 
 def merge_units(student_chunks: Sequence[int], student_regions: Sequence[int]) -> list[int]:

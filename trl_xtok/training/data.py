@@ -4,6 +4,7 @@ Prompts come from a `prompt` column (text or messages) or from `messages`, whose
 student writes the completion. Each model gets its own prompt: plain text as it is, messages in its own chat template.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,28 @@ def read_prompt(example: Mapping[str, Any]) -> Prompt:
     return prompt
 
 
+def read_tools(example: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The tools that a dataset row offers to both models, as JSON schemas; `None` if it offers none.
+
+    Raises:
+        DataError: If they are no list, or the row wants template arguments of its own.
+    """
+    if example.get("chat_template_kwargs"):
+        raise DataError(
+            f"`chat_template_kwargs` is {example['chat_template_kwargs']!r}, but two templates are rendered here, and "
+            "a row does not say which it means. Set `chat_template_kwargs` and `teacher_chat_template_kwargs` in the "
+            "training arguments, and remove the column."
+        )
+    tools = example.get("tools")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+    except json.JSONDecodeError as error:
+        raise DataError(f"`tools` is {tools!r}, which is not JSON ({error}). Give a list of JSON schemas.") from error
+    if tools and not isinstance(tools, list):
+        raise DataError(f"`tools` is {tools!r}, which is a {type(tools).__name__}. Give a list of JSON schemas.")
+    return tools or None
+
+
 def _is_assistant_turn(message: Any) -> bool:
     return isinstance(message, Mapping) and message.get("role") == "assistant"
 
@@ -76,7 +99,7 @@ class PromptCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return `prompts` and `teacher_prompts` `[batch, length]` with their attention masks."""
-        sides = [self.tokenize(read_prompt(example)) for example in examples]
+        sides = [self.tokenize_row(example) for example in examples]
         student, teacher = zip(*sides, strict=True)
         prompts, attention_mask = left_pad(student, self.student_tokenizer.pad_token_id)
         teacher_prompts, teacher_attention_mask = left_pad(teacher, 0)
@@ -87,18 +110,25 @@ class PromptCollator:
             "teacher_prompt_attention_mask": teacher_attention_mask,
         }
 
-    def tokenize(self, prompt: Prompt) -> tuple[list[int], list[int]]:
+    def tokenize_row(self, example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """The prompt of a dataset row, with the tools that the row offers; see `tokenize`."""
+        return self.tokenize(read_prompt(example), read_tools(example))
+
+    def tokenize(self, prompt: Prompt, tools: Sequence[dict[str, Any]] | None = None) -> tuple[list[int], list[int]]:
         """The prompt in student tokens and in teacher tokens.
 
         Raises:
             DataError: If it is empty or longer than one of the models can take.
         """
-        student = prompt_ids(self.student_tokenizer, prompt, chat_template_kwargs=self.chat_template_kwargs)
+        student = prompt_ids(
+            self.student_tokenizer, prompt, chat_template_kwargs=self.chat_template_kwargs, tools=tools
+        )
         teacher = prompt_ids(
             self.teacher_tokenizer,
             prompt,
             chat_template=self.teacher_chat_template,
             chat_template_kwargs=self.teacher_chat_template_kwargs,
+            tools=tools,
         )
         _check_length("student", student, self.student_limit, prompt)
         _check_length("teacher", teacher, self.teacher_limit, prompt)

@@ -10,14 +10,12 @@ from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from ..alignment.aligner import TokenizerAligner
-from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
+from ..alignment.templates import load_chat_template
 from ..alignment.token_bytes import token_bytes
 from ..errors import ConfigError, ModelError, TokenizerError
 from .config import CrossTokenizerGKDConfig
@@ -131,7 +129,7 @@ def _read(
     where = {name: value for name, value in (init_kwargs or {}).items() if name in names}
     try:
         return load(name, trust_remote_code=args.trust_remote_code, **where)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise failure(
             f"The {what} of {name!r} cannot be loaded: {error} Check the name or path (and your login and connection, "
             "if it is a model of the Hub)."
@@ -175,24 +173,3 @@ def let_gradients_through(model: PreTrainedModel) -> None:
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
-
-
-def make_aligner(
-    student_tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase,
-    generation_config: GenerationConfig,
-    teacher_chat_template: str | None,
-) -> TokenizerAligner:
-    """The aligner for rollouts that end as `generation_config` says; it is given stop ids if it has none."""
-    stops = generation_config.eos_token_id
-    if stops is None:
-        stops = generation_config.eos_token_id = sorted(stop_ids(student_tokenizer))
-    teacher_end_id = None
-    if teacher_chat_template is not None:
-        teacher_end_id = end_of_turn_id(teacher_tokenizer, chat_template=teacher_chat_template)
-    return TokenizerAligner(
-        student_tokenizer,
-        teacher_tokenizer,
-        student_stop_ids=[stops] if isinstance(stops, int) else stops,
-        teacher_end_id=teacher_end_id,
-    )

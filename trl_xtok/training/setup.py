@@ -11,12 +11,19 @@ from typing import Any
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ..alignment.templates import load_chat_template
+from ..alignment.aligner import TokenizerAligner
+from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
 from ..errors import ConfigError, DataError, TemplateError
 from .config import CrossTokenizerGKDConfig
-from .data import Prompt, PromptCollator, is_conversational_prompt, read_prompt
+from .data import PromptCollator, is_conversational_prompt, read_prompt
 from .loading import Model, check_model, context_length, name_of
 
 
@@ -173,18 +180,18 @@ def _check_dataset(name: str, dataset: Any, collator: PromptCollator, *, custom:
         _need_template(
             "student", collator.student_tokenizer.chat_template, collator.student_tokenizer, "chat_template_path"
         )
-    collator.tokenize(prompt)
+    collator.tokenize_row(first)
     # A stream may be endless, and reading it takes as long as training on it.
     if isinstance(dataset, Dataset):
-        for number, long_prompt in heapq.nlargest(_LONGEST, _prompts(name, dataset), key=lambda row: len(str(row[1]))):
+        for _, number, row in heapq.nlargest(_LONGEST, _rows_by_length(name, dataset)):
             with _at_row(name, number):
-                collator.tokenize(long_prompt)
+                collator.tokenize_row(row)
 
 
-def _prompts(name: str, dataset: Dataset) -> Iterator[tuple[int, Prompt]]:
+def _rows_by_length(name: str, dataset: Dataset) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
     for number, row in enumerate(dataset):
         with _at_row(name, number):
-            yield number, read_prompt(row)
+            yield len(str(read_prompt(row))), number, row
 
 
 @contextmanager
@@ -239,3 +246,17 @@ def _room(side: str, context: int | None, max_new_tokens: int) -> int | None:
             "prompt. Lower `max_new_tokens`, or use a model with a longer context."
         )
     return context - max_new_tokens
+
+
+def make_aligner(collator: PromptCollator, generation_config: GenerationConfig) -> TokenizerAligner:
+    """The aligner for rollouts that end as `generation_config` says; it is given stop ids if it has none."""
+    stops = generation_config.eos_token_id
+    if stops is None:
+        stops = generation_config.eos_token_id = sorted(stop_ids(collator.student_tokenizer))
+    teacher, template = collator.teacher_tokenizer, collator.teacher_chat_template
+    return TokenizerAligner(
+        collator.student_tokenizer,
+        teacher,
+        student_stop_ids=[stops] if isinstance(stops, int) else stops,
+        teacher_end_id=None if template is None else end_of_turn_id(teacher, chat_template=template),
+    )

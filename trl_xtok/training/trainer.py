@@ -166,9 +166,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             )
         # The parent samples without a KV cache when gradient checkpointing is on; it is off while we sample.
         self.generation_config.use_cache = True
-        self.aligner = loading.make_aligner(
-            tokenizer, teacher_tokenizer, self.generation_config, collator.teacher_chat_template
-        )
+        self.aligner = setup.make_aligner(collator, self.generation_config)
         loading.let_gradients_through(self.model)
         check_head(causal_lm(self.model), "student")
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
