@@ -156,3 +156,23 @@ def test_beginning_of_a_character_is_left_out_of_an_unfinished_text(length):
     assert unfinished.reasons[-1] == "cut_character"
     assert joined("llama3", unfinished) == b"ab"
     assert joined("llama3", finished) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lost", "reason"),
+    [
+        pytest.param("wordpiece", "the   fox", "   ", "normalized", id="more than one space before a word"),
+        pytest.param(
+            "smollm2", "ab\U00050000 cd", "\U00050000", "unspellable", id="a character that no byte token spells"
+        ),
+        pytest.param("unigram", "the 机器 work", "机器", "unspellable", id="characters that the model does not know"),
+    ],
+)
+def test_what_the_model_has_no_token_for_costs_nothing_else(name, text, lost, reason):
+    spelling = spell(name, text.encode())
+    start = len(text[: text.index(lost)].encode())
+    starts = [0, *spelling.ends]
+    unspelled = [at for at, why in zip(starts, spelling.reasons, strict=False) if why == reason]
+    spelled = [at for at, why in zip(starts, spelling.reasons, strict=False) if why is None]
+    assert unspelled and all(start <= at <= start + len(lost.encode()) for at in unspelled)
+    assert spelled[0] == 0 and spelled[-1] >= start + len(lost.encode())

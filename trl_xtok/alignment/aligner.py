@@ -4,6 +4,7 @@ The sampled ids are the truth: what the student wrote is read from them, and onl
 Whatever cannot be aligned is left out of all chunks, with a reason, and alignment goes on at the next common cut.
 """
 
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -111,6 +112,7 @@ class TokenizerAligner:
         Example:
             Qwen's "2024" is `2|0|2|4`, Llama's is `202|4`: chunk numbers `[0, 0, 0, 1]` against `[0, 1]`.
         """
+        student_ids = [*map(operator.index, student_ids)]
         pieces = [self._student.table.spell(token_id) for token_id in student_ids]
         reasons = [None if piece is not None else "unknown_id" for piece in pieces]
         pairs = [self._twins.get(token_id) for token_id in student_ids]
@@ -127,6 +129,7 @@ class TokenizerAligner:
         sampled, unknown ids, and tokens with bytes that are not UTF-8 keep their ids; what stands between them is
         encoded.
         """
+        student_ids = [*map(operator.index, student_ids)]
         pieces = [self._student.table.spell(token_id) for token_id in student_ids]
         kept = frozenset(self._student.table.markers.values())
         pairs = [

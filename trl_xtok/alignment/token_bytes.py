@@ -146,6 +146,8 @@ def _build(tokenizer: PreTrainedTokenizerFast, decoder: Any, added: Mapping[int,
             byte_ids[by_id[token_id][0]] = token_id
     for token_id, token in added.items():
         by_id[token_id] = read_added(token.content)
+    # An added token may take the place of a byte and spell something else.
+    byte_ids = {byte: token_id for byte, token_id in byte_ids.items() if by_id[token_id] == bytes([byte])}
     pieces = [by_id.get(token_id) for token_id in range(max(by_id, default=-1) + 1)]
     for token_id, piece in enumerate(pieces):
         # Unigram vocabularies may list a piece twice; only one of the ids is in the dictionary above.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
@@ -71,14 +71,15 @@ def run_demo(output_dir: str, *, seed: int, max_steps: int | None) -> int:
         model=str(demo_model_path("smollm2-135m-instruct")),
         teacher_model=str(demo_model_path("gemma-3-270m")),
         args=recipe(output_dir, seed, **({} if max_steps is None else {"max_steps": max_steps})),
-        train_dataset=prompts["train"],
+        train_dataset=Dataset.from_list(prompts["train"]),
         # A rollout says little about a distribution, so each prompt is evaluated on several.
-        eval_dataset=concatenate_datasets([prompts["held_out"]] * _ROLLOUTS_PER_PROMPT),
+        eval_dataset=Dataset.from_list(prompts["held_out"] * _ROLLOUTS_PER_PROMPT),
         peft_config=LoraConfig(r=16, lora_alpha=16, target_modules="all-linear"),
     )
     trainer.pop_callback(ProgressCallback)
     trainer.add_callback(_Progress())
-    samples = [next(row["prompt"] for row in prompts["held_out"] if row["language"] == name) for name in _SAMPLES]
+    first_of = {row["language"]: row["prompt"] for row in reversed(prompts["held_out"])}
+    samples = [first_of[language] for language in _SAMPLES]
     console.print("[bold]Before training[/bold]: sampling completions for the held-out prompts")
     before, written_before = trainer.evaluate(), _write(trainer, samples, seed)
     console.print(f"[bold]Training[/bold]: {trainer.args.max_steps} steps of {trainer.args.train_batch_size} rollouts")
@@ -93,7 +94,7 @@ def run_demo(output_dir: str, *, seed: int, max_steps: int | None) -> int:
     console.print("Tokens per second: " + ", ".join(f"{phase} {rate:.0f}" for phase, rate in speed.items()))
     console.print(f"Peak memory: {memory:.1f} GB")
     result = {"seed": seed, "before": before, "after": after, "tokens_per_second": speed, "peak_memory_gb": memory}
-    path = Path(trainer.args.output_dir) / "demo.json"
+    path = Path(output_dir) / "demo.json"
     path.write_text(json.dumps({**result, "log": trainer.state.log_history}, indent=1))
     console.print(f"Adapter and figures: {path.parent}")
     return 0
@@ -115,12 +116,10 @@ def _quiet() -> None:
     logging.disable(logging.WARNING)
 
 
-def _prompts() -> dict[str, Dataset]:
+def _prompts() -> dict[str, list[dict[str, str]]]:
     lines = files("trl_xtok.cli").joinpath("demo_prompts.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    return {
-        split: Dataset.from_list([row for row in rows if row["split"] == split]) for split in ("train", "held_out")
-    }
+    return {split: [row for row in rows if row["split"] == split] for split in ("train", "held_out")}
 
 
 @torch.no_grad()

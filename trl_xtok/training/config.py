@@ -21,20 +21,26 @@ _ONLY_VALUE: dict[str, Any] = {
     "seq_kd": False,
     "beta": 0.5,
     "assistant_only_loss": False,
+    "batch_eval_metrics": False,
     "average_tokens_across_devices": True,
     "completion_only_loss": None,
     "dataset_kwargs": None,
     "dataset_num_proc": None,
     "dataset_text_field": "text",
     "eval_packing": None,
+    "label_names": None,
     "label_smoothing_factor": 0.0,
     "loss_type": "nll",
+    # Noise in the forward makes the scored policy another one than the sampled.
+    "neftune_noise_alpha": None,
     "packing": False,
     "packing_strategy": "bfd",
     "pad_to_multiple_of": None,
     "padding_free": False,
     "router_aux_loss_coef": None,
     "shuffle_dataset": False,
+    # The forward goes past the compiled wrapper.
+    "torch_compile": False,
     "truncation_mode": "keep_start",
 }
 
@@ -185,6 +191,9 @@ class CrossTokenizerGKDConfig(GKDConfig):
                     f"`{name}={getattr(self, name)!r}` is not supported by cross-tokenizer distillation and would be "
                     f"ignored. Leave it at `{value!r}`."
                 )
+        for name in ("fp16", "use_liger_kernel"):
+            if getattr(self, name) and self.use_cpu:
+                raise ConfigError(f"`{name}=True` has no effect on a CPU, where float32 is used. Leave it at False.")
         _check_literals(self)
 
     def _check_ranges(self):

@@ -84,6 +84,8 @@ class PromptCollator:
         teacher_tokenizer: Tokenizer of the teacher.
         student_limit: Longest prompt in student tokens, or `None`.
         teacher_limit: Longest prompt in teacher tokens, or `None`.
+        student_vocab_size: Rows of the student's embedding, or `None` for no check.
+        teacher_vocab_size: Rows of the teacher's embedding, or `None` for no check.
         chat_template_kwargs: Arguments of the student's chat template.
         teacher_chat_template_kwargs: Arguments of the teacher's chat template.
         teacher_chat_template: Template for a teacher whose tokenizer has none.
@@ -93,6 +95,8 @@ class PromptCollator:
     teacher_tokenizer: PreTrainedTokenizerBase
     student_limit: int | None = None
     teacher_limit: int | None = None
+    student_vocab_size: int | None = None
+    teacher_vocab_size: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     teacher_chat_template: str | None = None
@@ -132,7 +136,19 @@ class PromptCollator:
         )
         _check_length("student", student, self.student_limit, prompt)
         _check_length("teacher", teacher, self.teacher_limit, prompt)
+        _check_ids("student", student, self.student_vocab_size, self.student_tokenizer)
+        _check_ids("teacher", teacher, self.teacher_vocab_size, self.teacher_tokenizer)
         return student, teacher
+
+
+def _check_ids(side: str, ids: Sequence[int], vocab_size: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    largest = max(ids)
+    if vocab_size is not None and largest >= vocab_size:
+        raise DataError(
+            f"A prompt holds the {side} token {tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, but "
+            f"the {side}'s embedding has {vocab_size} rows. Are the two tokenizers the right way round? Else resize the "
+            "embedding, or remove the token from tokenizer or chat template."
+        )
 
 
 def _check_length(side: str, ids: Sequence[int], limit: int | None, prompt: Prompt) -> None:

@@ -82,8 +82,9 @@ class CoverageGuard:
 class RunMetrics:
     """Sums and extremes since the last log, for one mode (training or evaluation).
 
-    `num_tokens` counts prompts and completions from the start, everything else since the last log. `step_time` is the
-    mean time of an optimizer step without the optimizer itself, as TRL reports it; `time/*` are its parts.
+    `num_tokens` counts prompts and completions since this process began, everything else since the last log.
+    `step_time` is the mean time of an optimizer step without the optimizer itself, as TRL reports it; `time/*` are its
+    parts.
     """
 
     def __init__(self):

@@ -15,7 +15,6 @@ from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -63,7 +62,10 @@ def refuse_arguments(model: Model, peft_config: Any, **unused: Any) -> None:
         raise ConfigError(
             f"`peft_config` is a {type(peft_config).__name__}, but must be a `PeftConfig` such as `LoraConfig()`."
         )
-    config = model.active_peft_config if isinstance(model, PeftModel) else peft_config
+    _refuse_prompt_learning(model.active_peft_config if isinstance(model, PeftModel) else peft_config)
+
+
+def _refuse_prompt_learning(config: PeftConfig | None) -> None:
     if config is not None and config.is_prompt_learning:
         raise ConfigError(
             f"The adapter is a {type(config).__name__}, which puts virtual tokens before the prompt; the positions of "
@@ -111,11 +113,11 @@ def check_quantization(
         )
 
 
-def check_teacher(teacher_model: Any, args: CrossTokenizerGKDConfig) -> str | PreTrainedModel:
+def check_teacher(teacher_model: Any, model: Model, args: CrossTokenizerGKDConfig) -> Model:
     """The teacher to use: the one given, else the one named in `args`.
 
     Raises:
-        ConfigError: If there is none, or a loaded one comes with arguments for loading.
+        ConfigError: If there is none, a loaded one comes with arguments for loading, or shares the student's weights.
     """
     teacher = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
     if teacher is None:
@@ -131,6 +133,13 @@ def check_teacher(teacher_model: Any, args: CrossTokenizerGKDConfig) -> str | Pr
                 f"`{name}={getattr(args, name)!r}` says how to load the teacher, but `teacher_model` is a loaded "
                 f"{type(teacher).__name__}. Pass its name or path, or leave `{name}` out."
             )
+    _refuse_prompt_learning(teacher.active_peft_config if isinstance(teacher, PeftModel) else None)
+    if not isinstance(model, str) and {*map(id, teacher.parameters())} & {*map(id, model.parameters())}:
+        raise ConfigError(
+            f"`model` ({type(model).__name__}) and `teacher_model` ({type(teacher).__name__}) share parameters, so "
+            "the teacher would change with the student and there would be nothing to learn. Pass the teacher's name "
+            "or path, or load it a second time."
+        )
     return teacher
 
 
@@ -231,10 +240,23 @@ def make_collator(
         teacher_tokenizer,
         student_limit=_room("student", min(lengths, default=None), args.max_new_tokens),
         teacher_limit=_room("teacher", context_length(teacher_config), args.max_new_tokens),
+        student_vocab_size=_checked_vocab_size(student_tokenizer, student_config),
+        teacher_vocab_size=teacher_config.get_text_config().vocab_size,
         chat_template_kwargs=args.chat_template_kwargs,
         teacher_chat_template_kwargs=args.teacher_chat_template_kwargs,
         teacher_chat_template=None if path is None else load_chat_template(path),
     )
+
+
+def _checked_vocab_size(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    size = config.get_text_config().vocab_size
+    if tokenizer.pad_token_id >= size:
+        raise ConfigError(
+            f"The student's pad token {tokenizer.pad_token!r} has the id {tokenizer.pad_token_id}, but its embedding "
+            f"has {size} rows. Use a pad token that the model has, for example its EOS token, or call "
+            "`model.resize_token_embeddings(len(tokenizer))` and pass the model."
+        )
+    return size
 
 
 def _room(side: str, context: int | None, max_new_tokens: int) -> int | None:

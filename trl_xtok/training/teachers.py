@@ -37,7 +37,8 @@ class LocalTeacher:
 
     Attributes:
         model: The teacher, in evaluation mode.
-        context: Longest sequence it can read, or `None`. Tokens beyond it get NaN.
+        context: Longest sequence it can read, or `None`. Tokens beyond it get NaN, and so do those from the first one
+            on that is not in its embedding.
 
     Raises:
         ModelError: If it cannot be scored exactly.
@@ -55,7 +56,7 @@ class LocalTeacher:
     ) -> Float[Tensor, " teacher_tokens"]:
         """See [`Teacher.token_logps`]."""
         device = self.model.get_input_embeddings().weight.device
-        kept = [completion[: self._room(prompt)] for prompt, completion in zip(prompts, completions, strict=True)]
+        kept = [self._readable(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         logps = completion_logps(causal_lm(self.model), pack(prompts, kept, 0, device), **self._args.scoring)
         missing = [len(completion) - len(scored) for completion, scored in zip(completions, kept, strict=True)]
         if not any(missing):
@@ -65,8 +66,11 @@ class LocalTeacher:
             [part for row, gap in zip(rows, missing, strict=True) for part in (row, row.new_full((gap,), torch.nan))]
         )
 
-    def _room(self, prompt: Sequence[int]) -> int | None:
-        return None if self.context is None else max(self.context - len(prompt), 0)
+    def _readable(self, prompt: Sequence[int], completion: Sequence[int]) -> Sequence[int]:
+        """The beginning of the completion that is within context and embedding."""
+        vocab_size = self.model.config.get_text_config().vocab_size
+        end = next((place for place, token in enumerate(completion) if token >= vocab_size), len(completion))
+        return completion[: end if self.context is None else max(min(end, self.context - len(prompt)), 0)]
 
 
 def load_teacher(teacher: str | PreTrainedModel, args: CrossTokenizerGKDConfig) -> PreTrainedModel:

@@ -143,7 +143,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         )
         setup.refuse_sharding(args)
         setup.check_quantization(model, args, quantization_config)
-        teacher = setup.check_teacher(teacher_model, args)
+        teacher = setup.check_teacher(teacher_model, model, args)
         tokenizer = loading.load_student_tokenizer(processing_class, model, args)
         teacher_tokenizer = loading.load_teacher_tokenizer(teacher_processing_class, teacher, args)
         config = loading.read_config(model, args.model_init_kwargs, args)
