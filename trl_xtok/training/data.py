@@ -146,8 +146,8 @@ def _check_ids(side: str, ids: Sequence[int], vocab_size: int | None, tokenizer:
     if vocab_size is not None and largest >= vocab_size:
         raise DataError(
             f"A prompt holds the {side} token {tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, but "
-            f"the {side}'s embedding has {vocab_size} rows. Are the two tokenizers the right way round? Else resize the "
-            "embedding, or remove the token from tokenizer or chat template."
+            f"the {side}'s embedding has {vocab_size} rows. Are the two tokenizers the right way round? Else resize "
+            "the embedding, or remove the token from tokenizer or chat template."
         )
 
 
