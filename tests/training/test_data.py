@@ -3,8 +3,11 @@
 import copy
 
 import pytest
+from datasets import Dataset
 
 from tests import chat_templates, real_tokenizers
+from tests.training.runs import shared_tokenizers
+from tests.training.tiny_models import PROMPTS
 from trl_xtok.errors import DataError, TemplateError
 from trl_xtok.training.data import PromptCollator, left_pad, read_prompt, unpad
 
@@ -236,3 +239,26 @@ def test_padding_is_told_from_a_prompt_that_holds_the_pad_token():
     ids, mask = left_pad([[7], [0, 0, 5]], 0)
     assert ids.tolist() == [[0, 0, 7], [0, 0, 5]]
     assert list(unpad(ids, mask)) == [[7], [0, 0, 5]]
+
+
+def test_each_model_of_a_run_reads_its_own_template(make_trainer):
+    rows = [
+        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": "x"}]}
+        for prompt in PROMPTS
+    ]
+    trainer = make_trainer(arguments=shared_tokenizers() | {"train_dataset": Dataset.from_list(rows)})
+    seen = []
+    score = trainer.teacher.token_logps
+
+    def token_logps(prompts, completions):
+        seen.extend(trainer.data_collator.teacher_tokenizer.decode(prompt) for prompt in prompts)
+        return score(prompts, completions)
+
+    trainer.teacher.token_logps = token_logps
+    trainer.train()
+    assert len(seen) == 2
+    for text in seen:
+        assert text.replace("<s> ", "<s>").startswith("<s>[INST] ")
+        assert text.endswith(" [/INST]")
+        assert text.count("<s>") == 1
+        assert "im_start" not in text

@@ -5,13 +5,10 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
 from tests import real_tokenizers
+from tests.training.runs import PACKABLE
 from tests.training.tiny_models import save, tiny_args, tiny_model
 from trl_xtok.errors import ModelError
 from trl_xtok.training.teachers import LocalTeacher, load_teacher
-
-
-# Sizes that bitsandbytes can pack on a CPU.
-PACKABLE = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32, "num_key_value_heads": 2}
 
 
 @pytest.fixture(scope="module")

@@ -8,39 +8,14 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 
 from tests import real_tokenizers
-from tests.training.shared_tokenizers import shared_tokenizers
-from tests.training.test_teachers import PACKABLE
-from tests.training.tiny_models import PROMPTS, prompt_dataset, save, tiny_args, tiny_model, tiny_trainer
+from tests.training.runs import PACKABLE, changed, logged, lora, parameters_of, shared_tokenizers
+from tests.training.tiny_models import prompt_dataset, save, tiny_args, tiny_model, tiny_trainer
 from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
-from trl_xtok.errors import CoverageError
-from trl_xtok.training.metrics import DROP_REASONS
-
-
-# What users chart; a name that changes breaks their dashboards.
-LOGGED = {
-    *("loss", "grad_norm", "learning_rate", "epoch", "step", "num_tokens", "step_time"),
-    *("xtok/coverage", "xtok/reverse_kl_per_byte", "xtok/noncanonical_ratio", "xtok/stop_rate"),
-    "xtok/clipped_advantages",
-    *(f"xtok/dropped_{reason}" for reason in DROP_REASONS),
-    *(f"completions/{name}" for name in ("mean_length", "min_length", "max_length", "clipped_ratio")),
-    *(f"time/{phase}" for phase in ("rollout", "align", "teacher", "student")),
-}
-# Only where a completion ended with a stop token.
-LOGGED_WITH_STOPS = {
-    "xtok/reverse_kl_end",
-    *(f"completions/{name}_terminated_length" for name in ("mean", "min", "max")),
-}
-
-
-def lora(**settings) -> LoraConfig:
-    # A new one each time, because PEFT writes the model's name into it.
-    return LoraConfig(r=4, **{"target_modules": ["q_proj", "v_proj", "down_proj"]} | settings)
 
 
 @pytest.fixture
@@ -51,30 +26,6 @@ def build(make_trainer):
         return make_trainer(arguments=shared_tokenizers() | (arguments or {}), **changes)
 
     return build_trainer
-
-
-def parameters_of(model) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def changed(before: dict[str, torch.Tensor], model) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if not parameter.equal(before[name])}
-
-
-def write(trainer: CrossTokenizerGKDTrainer, text: str, *, stop: bool = True) -> None:
-    """Let the student answer every prompt with `text`."""
-    tokenizer = trainer.processing_class
-    ids = [*tokenizer.encode(text, add_special_tokens=False), *[tokenizer.eos_token_id] * stop]
-
-    def roll_out(prompts):
-        return [list(ids) for batch in prompts for _ in batch["prompts"]]
-
-    trainer._roll_out = roll_out
-
-
-def logged(trainer: CrossTokenizerGKDTrainer) -> list[dict[str, float]]:
-    """The logs of the training steps."""
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 # The ways to name models and arguments.
@@ -273,29 +224,6 @@ def test_gradients_pass_through_a_four_bit_student(four_bit_student):
 # Datasets.
 
 
-def test_each_model_of_a_run_reads_its_own_template(build):
-    rows = [
-        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": "x"}]}
-        for prompt in PROMPTS
-    ]
-    trainer = build(arguments={"train_dataset": Dataset.from_list(rows)})
-    seen = []
-    score = trainer.teacher.token_logps
-
-    def token_logps(prompts, completions):
-        seen.extend(trainer.data_collator.teacher_tokenizer.decode(prompt) for prompt in prompts)
-        return score(prompts, completions)
-
-    trainer.teacher.token_logps = token_logps
-    trainer.train()
-    assert len(seen) == 2
-    for text in seen:
-        assert text.replace("<s> ", "<s>").startswith("<s>[INST] ")
-        assert text.endswith(" [/INST]")
-        assert text.count("<s>") == 1
-        assert "im_start" not in text
-
-
 def test_a_stream_of_prompts_trains(build):
     trainer = build(arguments={"train_dataset": prompt_dataset().to_iterable_dataset()}, max_steps=2)
     trainer.train()
@@ -305,181 +233,6 @@ def test_a_stream_of_prompts_trains(build):
 def test_an_evaluation_dataset_is_stored_as_it_is(build):
     for dataset in (prompt_dataset(), {"one": prompt_dataset()}, prompt_dataset().to_iterable_dataset(), None):
         assert build(arguments={"eval_dataset": dataset}).eval_dataset is dataset
-
-
-# Logs and evaluation.
-
-
-def test_a_training_step_logs_what_is_documented(build):
-    trainer = build(max_steps=2)
-    write(trainer, " red, green and blue")
-    trainer.train()
-    for entry in logged(trainer):
-        assert entry.keys() == LOGGED | LOGGED_WITH_STOPS
-
-
-def test_a_step_without_stops_logs_no_numbers_about_them(build):
-    trainer = build()
-    write(trainer, " red, green and blue", stop=False)
-    trainer.train()
-    (entry,) = logged(trainer)
-    assert entry.keys() == LOGGED
-    assert entry["completions/clipped_ratio"] == 1
-    assert entry["xtok/dropped_unfinished"] > 0
-
-
-def test_logged_tokens_are_prompts_and_completions_of_the_whole_run(build):
-    trainer = build(max_steps=4, gradient_accumulation_steps=2, per_device_train_batch_size=1)
-    write(trainer, " red, green and blue")
-    trainer.train()
-    prompts = sum(len(trainer.processing_class.encode(prompt)) for prompt in PROMPTS)
-    completion = len(trainer.processing_class.encode(" red, green and blue")) + 1
-    assert logged(trainer)[-1]["num_tokens"] == prompts + len(PROMPTS) * completion
-    assert logged(trainer)[0]["step_time"] > 0
-
-
-def test_steps_between_logs_are_put_together(build):
-    trainer = build(max_steps=4, logging_steps=2)
-    trainer.train()
-    assert [entry["step"] for entry in logged(trainer)] == [2, 4]
-    assert all(0 <= entry["xtok/coverage"] <= 1 for entry in logged(trainer))
-
-
-def test_evaluation_reports_the_loss_and_our_metrics(build):
-    trainer = build(arguments={"eval_dataset": prompt_dataset()})
-    metrics = trainer.evaluate()
-    ours = (LOGGED - {"loss", "grad_norm", "learning_rate", "epoch", "step"}) | {"loss"}
-    assert metrics.keys() >= {f"eval_{name}" for name in ours}
-    assert math.isfinite(metrics["eval_loss"])
-    assert 0 < metrics["eval_xtok/coverage"] < 1
-    assert trainer.state.log_history[-1]["eval_xtok/coverage"] == metrics["eval_xtok/coverage"]
-
-
-def without_clock(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not any(x in name for x in ("time", "per_second"))}
-
-
-def test_evaluation_is_the_same_when_repeated(build):
-    trainer = build(arguments={"eval_dataset": prompt_dataset()})
-    torch.manual_seed(1)
-    first = trainer.evaluate()
-    torch.manual_seed(2)
-    assert without_clock(trainer.evaluate()) == without_clock(first)
-
-
-def test_evaluation_leaves_the_training_as_it_was(build):
-    """Neither the samples nor the metrics of training depend on whether there is an evaluation in between."""
-
-    def losses(**changes):
-        trainer = build(arguments={"eval_dataset": prompt_dataset()}, max_steps=3, **changes)
-        trainer.train()
-        return [without_clock(entry) for entry in logged(trainer)]
-
-    assert losses(eval_strategy="steps", eval_steps=1) == losses()
-
-
-def test_several_evaluation_datasets_are_reported_by_name(build):
-    trainer = build(arguments={"eval_dataset": {"a": prompt_dataset(PROMPTS[:2]), "b": prompt_dataset()}})
-    metrics = trainer.evaluate()
-    assert 0 < metrics["eval_a_num_tokens"] < metrics["eval_b_num_tokens"]
-    assert {"eval_a_loss", "eval_b_loss"} <= metrics.keys()
-
-
-def test_a_dataset_can_be_evaluated_without_being_named_before(build):
-    metrics = build().evaluate(prompt_dataset(PROMPTS[:2]), metric_key_prefix="held_out")
-    assert "held_out_xtok/coverage" in metrics
-
-
-def test_the_best_checkpoint_can_be_chosen_by_our_metrics(build):
-    trainer = build(
-        arguments={"eval_dataset": prompt_dataset(PROMPTS[:2])},
-        max_steps=2,
-        eval_strategy="steps",
-        save_strategy="steps",
-        eval_steps=1,
-        save_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_xtok/coverage",
-        greater_is_better=True,
-    )
-    trainer.train()
-    assert trainer.state.best_metric is not None
-
-
-# What cannot be scored is dropped and counted, and the rest is trained on.
-
-
-def test_a_run_of_which_too_little_is_trained_on_stops(build):
-    trainer = build(min_coverage=0.9, max_steps=6)
-    write(trainer, " red, green", stop=False)
-    with pytest.raises(CoverageError, match=r"for 3 optimizer steps in a row.*`unfinished`"):
-        trainer.train()
-    assert trainer.state.global_step == 2
-
-
-def test_low_coverage_in_evaluation_does_not_stop_a_run(build):
-    trainer = build(arguments={"eval_dataset": prompt_dataset()}, min_coverage=0.9, per_device_eval_batch_size=1)
-    write(trainer, " red, green", stop=False)
-    assert trainer.evaluate()["eval_xtok/coverage"] < 0.9
-
-
-class SaysNothingAt:
-    """A teacher that cannot score some of its tokens."""
-
-    def __init__(self, teacher, unknown: dict[int, float]):
-        self.teacher, self.unknown = teacher, unknown
-
-    def token_logps(self, prompts, completions):
-        logps = self.teacher.token_logps(prompts, completions)
-        starts = [sum(map(len, completions[:row])) for row in range(len(completions))]
-        for start in starts:
-            for index, value in self.unknown.items():
-                logps[start + index] = value
-        return logps
-
-
-def test_tokens_that_the_teacher_cannot_score_are_dropped_and_counted(build):
-    trainer = build()
-    text = " red, green and blue"
-    write(trainer, text)
-    trainer.teacher = SaysNothingAt(trainer.teacher, {0: math.nan, 1: -math.inf, 4: math.nan})
-    ids = [*trainer.processing_class.encode(text, add_special_tokens=False), trainer.processing_class.eos_token_id]
-    alignment = trainer.aligner.align(ids)
-    lost = {alignment.teacher_chunks[index] for index in (0, 1, 4)}
-    dropped = sum(chunk in lost for chunk in alignment.student_chunks)
-    assert 0 < dropped < len(ids)
-
-    trainer.train()
-    (entry,) = logged(trainer)
-    assert entry["xtok/dropped_teacher"] == pytest.approx(dropped / len(ids))
-    assert entry["xtok/coverage"] == pytest.approx(1 - dropped / len(ids))
-    assert math.isfinite(entry["loss"])
-    assert 0 < entry["grad_norm"] < math.inf
-
-
-def test_a_teacher_that_can_score_nothing_changes_nothing(build):
-    trainer = build()
-    write(trainer, " red")
-    trainer.teacher.token_logps = lambda prompts, completions: torch.full((sum(map(len, completions)),), math.nan)
-    before = parameters_of(trainer.model)
-    trainer.train()
-    (entry,) = logged(trainer)
-    assert (entry["loss"], entry["xtok/coverage"], entry["xtok/dropped_teacher"]) == (0, 0, 1)
-    assert not changed(before, trainer.model)
-
-
-def test_what_lies_beyond_the_teachers_context_is_dropped_and_counted(build, tmp_path):
-    model = tiny_model("llama", 32000, max_position_embeddings=24)
-    short = save(model, real_tokenizers.mistral1(), tmp_path / "short")
-    trainer = build(teacher=short, arguments={"train_dataset": prompt_dataset(["Hi", "You"])}, max_new_tokens=20)
-    # The teacher spells each of them in four bytes.
-    write(trainer, " 🫠" * 8)
-    trainer.train()
-    (entry,) = logged(trainer)
-    assert entry["xtok/dropped_teacher"] > 0
-    assert 0 < entry["xtok/coverage"] < 1
-    assert math.isfinite(entry["loss"])
-    assert entry["grad_norm"] > 0
 
 
 # What a run leaves behind.

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, Trainer
 
 from tests import real_tokenizers
-from tests.training.shared_tokenizers import shared_tokenizers
+from tests.training.runs import shared_tokenizers
 from tests.training.tiny_models import prompt_dataset, tiny_model
 from trl_xtok import CrossTokenizerGKDTrainer
 from trl_xtok.training import trl_compat
