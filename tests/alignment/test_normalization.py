@@ -64,6 +64,11 @@ def nfc(text: str) -> str:
             id="marks in another order: the letter is apart",
         ),
         pytest.param("\u0301a", [("\u0301a", "\u0301a", "same")], id="a mark without a letter"),
+        pytest.param(
+            "x\u05ae\u0f73yy",
+            [("x", "x", "same"), ("\u05ae\u0f73", "\u0f71\u0f72\u05ae", "equivalent"), ("yy", "yy", "same")],
+            id="a letter that decomposes into marks",
+        ),
     ],
 )
 def test_canonical_equivalence(text, expected):

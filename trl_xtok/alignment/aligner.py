@@ -113,9 +113,9 @@ class TokenizerAligner:
             Qwen's "2024" is `2|0|2|4`, Llama's is `202|4`: chunk numbers `[0, 0, 0, 1]` against `[0, 1]`.
         """
         student_ids = [*map(operator.index, student_ids)]
-        pieces = [self._student.table.spell(token_id) for token_id in student_ids]
+        pieces = self._student.table.spell_all(student_ids)
         reasons = [None if piece is not None else "unknown_id" for piece in pieces]
-        pairs = [self._twins.get(token_id) for token_id in student_ids]
+        pairs = [*map(self._twins.get, student_ids)]
         finished = self._is_finished(student_ids)
         if finished:
             pieces[-1], pairs[-1] = b"", self._ends[student_ids[-1]]
@@ -130,7 +130,7 @@ class TokenizerAligner:
         encoded.
         """
         student_ids = [*map(operator.index, student_ids)]
-        pieces = [self._student.table.spell(token_id) for token_id in student_ids]
+        pieces = self._student.table.spell_all(student_ids)
         kept = frozenset(self._student.table.markers.values())
         pairs = [
             token_id if piece is None or token_id in kept else None

@@ -5,6 +5,7 @@ lies between two neighbouring cuts is a chunk. No vocabulary, no tensor and no m
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 
 def cut_chunks(student_ends: Sequence[int], teacher_ends: Sequence[int]) -> tuple[list[int], list[int], int]:
@@ -26,15 +27,11 @@ def cut_chunks(student_ends: Sequence[int], teacher_ends: Sequence[int]) -> tupl
     cuts = set(student_ends).intersection(teacher_ends) - {0}
 
     def count(ends: Sequence[int]) -> list[int]:
-        chunks: list[int] = []
-        chunk = start = 0
-        for end in ends:
-            if start in cuts and start < end:
-                chunk += 1
-            chunks.append(chunk)
-            start = end
+        begins = [start in cuts and start < end for start, end in pairwise([0, *ends])]
+        chunks = list(accumulate(begins, initial=0))[1:]
         # A chunk that no cut closes is none.
-        return chunks if chunk < len(cuts) else [number if number < chunk else -1 for number in chunks]
+        closed = len(cuts)
+        return chunks if not chunks or chunks[-1] < closed else [chunk if chunk < closed else -1 for chunk in chunks]
 
     return count(student_ends), count(teacher_ends), len(cuts)
 

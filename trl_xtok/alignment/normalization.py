@@ -7,9 +7,9 @@ is checked against the whole.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from itertools import product
+from itertools import groupby, product
 from typing import Literal, NamedTuple
 
 
@@ -49,27 +49,24 @@ def correspond(original: str, normalized: str, normalize: Callable[[str], str]) 
     normalize = cache(normalize)
     regions: list[Region] = []
     parts = [(part, normalize(part)) for part in _WORDS.findall(original)]
-    for part in _refine(_fit(parts, normalized), [_WORD, _segment()], normalize):
-        for region in _regions(*part):
-            if regions and regions[-1].kind == region.kind == "same":
-                last = regions.pop()
-                region = Region(last.original + region.original, last.normalized + region.normalized, "same")
-            regions.append(region)
+    parts = _refine(_refine(_fit(parts, normalized), _WORD, normalize), _segment(), normalize)
+    for is_same, group in groupby(parts, lambda part: part[0] == part[1]):
+        if is_same:
+            size = len("".join([part for part, _ in group]).encode())
+            regions.append(Region(size, size, "same"))
+        else:
+            regions += [region for part in group for region in _regions(*part)]
     return regions
 
 
-def _refine(
-    parts: Parts, patterns: list[re.Pattern[str]], normalize: Callable[[str], str]
-) -> Iterator[tuple[str, str]]:
-    """Cut each part that normalization alters into smaller ones, as long as they normalize on their own."""
-    for before, after in parts:
-        if before == after or not patterns:
-            yield before, after
-            continue
-        smaller = [(part, normalize(part)) for part in patterns[0].findall(before)]
-        if "".join(part for _, part in smaller) != after:
-            smaller = [(before, after)]
-        yield from _refine(smaller, patterns[1:], normalize)
+def _refine(parts: Parts, pattern: re.Pattern[str], normalize: Callable[[str], str]) -> Parts:
+    """Cut each part that normalization alters into smaller ones, if they normalize on their own."""
+    refined: Parts = []
+    for part in parts:
+        before, after = part
+        smaller = [part] if before == after else [(piece, normalize(piece)) for piece in pattern.findall(before)]
+        refined += smaller if "".join([piece for _, piece in smaller]) == after else [part]
+    return refined
 
 
 def _fit(parts: Parts, normalized: str) -> Parts:
@@ -113,10 +110,9 @@ def _segment() -> re.Pattern[str]:
     joiners = {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}  # vowels and final consonants of Hangul
     for code in range(0x300, 0x30000):
         character = chr(code)
-        if unicodedata.combining(character):
+        first, *rest = unicodedata.normalize("NFD", character)
+        if unicodedata.combining(first):
             joiners.add(code)
-        mapping = unicodedata.decomposition(character)
-        if mapping and not mapping.startswith("<"):
-            joiners.update(map(ord, unicodedata.normalize("NFD", character)[1:]))
+        joiners.update(map(ord, rest))
     characters = "".join(re.escape(chr(code)) for code in sorted(joiners))
     return re.compile(rf"[\s\S][{characters}]*")

@@ -12,7 +12,7 @@ from copy import deepcopy
 from itertools import accumulate
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 from tokenizers.models import BPE, Model, Unigram, WordLevel
 from transformers import PreTrainedTokenizerBase
 
@@ -101,12 +101,13 @@ class TextEncoder:
         left, core, right = self._stripped(text)
         normalized = self._normalize(core)
         result = self._without_marks(normalized)
-        ids = self._model.encode(normalized, add_special_tokens=False).ids
+        encoding = self._model.encode(normalized, add_special_tokens=False)
+        ids = encoding.ids
         pieces = [self.table.pieces[token_id] or b"" for token_id in ids]
         if b"".join(pieces) == result.encode() and self._control_ids.isdisjoint(ids):
             tokens = Spelling(list[int | None](ids), list(accumulate(map(len, pieces))), [None] * len(ids))
         else:
-            tokens = self._walk(normalized)
+            tokens = self._walk(normalized, encoding)
         if text != result:
             regions = correspond(core, result, lambda part: self._without_marks(self._normalize(part)))
             # The lengths of what was stripped; nothing is left of it.
@@ -125,32 +126,32 @@ class TextEncoder:
     def _without_marks(self, normalized: str) -> str:
         return normalized.replace(self.table.space_mark, " ") if self.table.space_mark else normalized
 
-    def _walk(self, normalized: str) -> Spelling:
+    def _walk(self, normalized: str, encoding: Encoding) -> Spelling:
         """Tokens of a normalized text whose tokens or white space do not simply add up to it."""
         text = self._without_marks(normalized)
-        spelled, offsets = text.encode(), list(accumulate((len(character.encode()) for character in text), initial=0))
+        spelled, offsets = text.encode(), list(accumulate(map(len, map(str.encode, text)), initial=0))
         tokens = Spelling()
-        for token_id, start, end in self._tokens(normalized):
+        done = 0
+        for token_id, start, end in self._tokens(normalized, encoding):
             piece = self.table.pieces[token_id] or b""
-            begin = max(tokens.end, offsets[start])
+            begin = max(done, offsets[start])
             if self.table.joins_words and not spelled.startswith(piece, begin):
                 # The space that starts a word belongs to it, if there is one.
-                begin, piece = (
-                    (tokens.end, piece) if spelled.startswith(piece, tokens.end) else (begin, piece.lstrip())
-                )
-            if tokens.end < begin:
-                tokens.add(None, begin, _reason_for_hole(spelled[tokens.end : begin]))
+                begin, piece = (done, piece) if spelled.startswith(piece, done) else (begin, piece.lstrip())
+            if done < begin:
+                tokens.add(None, begin, _reason_for_hole(spelled[done:begin]))
             if spelled.startswith(piece, begin) and (token_id not in self._control_ids or end - start == 1):
-                tokens.add(token_id, begin + len(piece))
+                done = begin + len(piece)
+                tokens.add(token_id, done)
             else:
-                tokens.add(token_id, max(begin, offsets[end]), "unspellable")
-        if tokens.end < len(spelled):
-            tokens.add(None, len(spelled), _reason_for_hole(spelled[tokens.end :]))
+                done = max(begin, offsets[end])
+                tokens.add(token_id, done, "unspellable")
+        if done < len(spelled):
+            tokens.add(None, len(spelled), _reason_for_hole(spelled[done:]))
         return tokens
 
-    def _tokens(self, normalized: str, offset: int = 0) -> Iterator[tuple[int, int, int]]:
+    def _tokens(self, normalized: str, encoding: Encoding, offset: int = 0) -> Iterator[tuple[int, int, int]]:
         """Token ids with the characters they stand for; text that spells a token which is not text is split."""
-        encoding = self._model.encode(normalized, add_special_tokens=False)
         tokens = list(zip(encoding.ids, encoding.offsets, strict=True))
         cuts = [
             start + 1
@@ -161,7 +162,8 @@ class TextEncoder:
             yield from ((token_id, offset + start, offset + end) for token_id, (start, end) in tokens)
             return
         for start, end in zip([0, *cuts], [*cuts, len(normalized)], strict=True):
-            yield from self._tokens(normalized[start:end], offset + start)
+            part = normalized[start:end]
+            yield from self._tokens(part, self._model.encode(part, add_special_tokens=False), offset + start)
 
 
 def _reason_for_hole(text: bytes) -> str:

@@ -6,7 +6,7 @@ which depend on the neighbours of a token and hide invalid UTF-8.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -58,6 +58,11 @@ class TokenBytes:
     def spell(self, token_id: int) -> bytes | None:
         """Bytes of one token, `None` if there is no such token."""
         return self.pieces[token_id] if 0 <= token_id < len(self.pieces) else None
+
+    def spell_all(self, token_ids: Sequence[int]) -> list[bytes | None]:
+        """Bytes of each token."""
+        pieces, size = self.pieces, len(self.pieces)
+        return [pieces[token_id] if 0 <= token_id < size else None for token_id in token_ids]
 
 
 _tables: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[object, TokenBytes]] = WeakKeyDictionary()

@@ -197,6 +197,10 @@ class CrossTokenizerGKDConfig(GKDConfig):
         _check_literals(self)
 
     def _check_ranges(self):
+        for name in ("temperature", "min_coverage", "advantage_clip"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) and (name != "advantage_clip" or value is not None):
+                raise ConfigError(f"`{name}` must be a number, got {value!r}.")
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"`temperature` must be positive and finite, got {self.temperature}.")
         if not 0 <= self.min_coverage <= 1:
@@ -207,8 +211,10 @@ class CrossTokenizerGKDConfig(GKDConfig):
             )
         for name in ("block_size", "generation_batch_size", "max_new_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+            if value is None and name != "max_new_tokens":
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
         if self.max_length is not None and self.max_new_tokens >= self.max_length:
             raise ConfigError(
                 f"`max_new_tokens={self.max_new_tokens}` leaves no room for a prompt within "
