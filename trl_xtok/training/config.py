@@ -270,11 +270,7 @@ def _as_json(value: Any) -> Any:
 
 def _has_bf16(use_cpu: bool) -> bool:
     """Whether bfloat16 is fast here: float32 is the reference on a CPU, and cards before Ampere only emulate it."""
-    if use_cpu or not torch.accelerator.is_available():
-        return False
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return False
+    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _charge(value: Any) -> float:
