@@ -11,54 +11,18 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from tests import chat_templates, real_tokenizers
+from tests.chat_templates import (
+    DEEPSEEK,
+    GEMMA,
+    HELLO,
+    LLAMA_DATED,
+    NEXT_HEADER,
+    PLAIN_WORDS,
+    QWEN_THINKING,
+    TURNS,
+    WITH_SYSTEM,
+)
 from trl_xtok.alignment.templates import end_of_turn_id, load_chat_template, prompt_ids, stop_ids
-from trl_xtok.errors import DataError, TemplateError
-
-
-# A base of Gemma's kind: BOS in the template, white space trimmed, no system role, strict alternation.
-GEMMA = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m.role == 'system' %}{{ raise_exception('There is no system role') }}{% endif %}"
-    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Take turns') }}{% endif %}"
-    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
-    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-# Of Qwen3's kind: a reasoning block around the last answer, and an empty one in the prompt on request.
-QWEN_THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and loop.last %}<think>\n{{ m.reasoning_content | default('') }}\n</think>\n\n"
-    "{{ m.content.split('</think>')[-1] | trim }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-# Of Llama 3's kind: a system header with a date even if nobody wrote one, tools as JSON.
-LLAMA_DATED = (
-    "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\n"
-    "Today: {{ date_string | default('26 Jul 2024') }}\n\n"
-    "{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% set messages = messages[1:] %}{% endif %}"
-    "{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}<|eot_id|>"
-    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
-    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-# Of DeepSeek's kind: markers outside ASCII, the end of a turn is the end of the text.
-DEEPSEEK = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<｜Assistant｜>{{ m.content }}{{ eos_token }}"
-    "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
-)
-# Of GLM's kind: nothing closes a turn but the header of the next one.
-NEXT_HEADER = (
-    "{% for m in messages %}<|start_header_id|>{{ m.role }}\n{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant\n{% endif %}"
-)
-PLAIN_WORDS = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-
-HELLO = [{"role": "user", "content": "Hello"}]
-WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *HELLO]
-TURNS = [*HELLO, {"role": "assistant", "content": "Hi!"}, {"role": "user", "content": "  Bye  "}]
 
 
 def with_bos(tokenizer):
@@ -235,85 +199,16 @@ def test_tokenizer_without_any_end_has_no_stop_ids():
     assert stop_ids(tokenizer) == frozenset()
 
 
-@pytest.mark.parametrize(
-    ("messages", "found"),
-    [
-        pytest.param([], "conversation is empty", id="empty"),
-        pytest.param([{"content": "Hello"}], "Message 0 .* is {'content': 'Hello'}", id="no role"),
-        pytest.param(["Hello"], "Message 0 .* is 'Hello'", id="a string for a message"),
-        pytest.param([{"role": "user"}], "role 'user'.* has the content None", id="no content"),
-        pytest.param([{"role": "user", "content": 3}], "has the content 3", id="a number for content"),
-        pytest.param(
-            [{"role": "user", "content": [{"type": "image", "url": "a.png"}]}], "part {'type': 'image'", id="an image"
-        ),
-        pytest.param(TURNS[:2], "2 messages ends with an assistant turn.* Strip", id="an assistant turn at the end"),
-    ],
-)
-def test_malformed_conversation_is_refused(messages, found):
-    with pytest.raises(TemplateError, match=found):
-        prompt_ids(real_tokenizers.smollm2(), messages)
-
-
-def test_unknown_role_is_refused_with_the_templates_own_words():
-    with pytest.raises(TemplateError, match=r"roles \['system', 'user'\].* There is no system role"):
-        prompt_ids(real_tokenizers.gemma3(), WITH_SYSTEM, chat_template=GEMMA)
-
-
-def test_parts_are_refused_by_a_template_that_cannot_read_them():
-    parts = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
-    with pytest.raises(TemplateError, match="can only concatenate str"):
-        prompt_ids(real_tokenizers.smollm2(), parts)
-
-
-def test_message_that_the_template_drops_is_refused():
-    users_only = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
-    with pytest.raises(TemplateError, match=r"leaves out message 0 \(role 'system', 'Be brief.'\)"):
-        prompt_ids(real_tokenizers.smollm2(), WITH_SYSTEM, chat_template=users_only)
-
-
 def test_message_that_the_template_reads_as_a_command_is_kept():
     command = "{{ messages[-1].content }}{% if messages[0].content == '/no_think' %}<think></think>{% endif %}"
     messages = [{"role": "system", "content": "/no_think"}, *HELLO]
     assert prompt_text(real_tokenizers.qwen3(), messages, chat_template=command) == "Hello<think></think>"
 
 
-def test_conversation_for_a_model_without_template_is_refused():
-    with pytest.raises(TemplateError, match=r"gemma3.* has no chat template.*`teacher_chat_template_path`"):
-        prompt_ids(real_tokenizers.gemma3(), HELLO)
-
-
-def test_setting_of_the_prompt_among_the_template_variables_is_refused():
-    with pytest.raises(TemplateError, match="add_generation_prompt"):
-        prompt_ids(real_tokenizers.smollm2(), HELLO, chat_template_kwargs={"add_generation_prompt": False})
-
-
-def test_empty_prompt_is_refused_unless_there_is_a_bos():
-    gemma = real_tokenizers.gemma3()
-    assert prompt_ids(gemma, "") == [gemma.bos_token_id]
-    with pytest.raises(DataError, match="prompt '' has no tokens"):
-        prompt_ids(real_tokenizers.smollm2(), "")
-
-
 def test_template_is_read_from_a_file_or_its_folder(tmp_path):
     file = tmp_path / "chat_template.jinja"
     file.write_text(chat_templates.CHATML)
     assert load_chat_template(file) == load_chat_template(str(tmp_path)) == chat_templates.CHATML
-
-
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        pytest.param(None, "There is no chat template at", id="missing"),
-        pytest.param(b" \n", "is empty", id="empty"),
-        pytest.param(b"\xff\xfe", "is not UTF-8", id="not text"),
-    ],
-)
-def test_unreadable_template_file_is_refused(tmp_path, content, found):
-    file = tmp_path / "teacher.jinja"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(TemplateError, match=found):
-        load_chat_template(file)
 
 
 def test_neither_torch_nor_trl_is_imported():

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.objectives.plain import operands, plain_logps
 from trl_xtok.errors import ConfigError, ModelError
 from trl_xtok.objectives import LMHead, default_block_size, token_logps
 
@@ -16,25 +17,6 @@ RULES = [
     pytest.param(2.0, 1.0, 1.0, id="cap"),
     pytest.param(2.0, 0.3, 0.7, id="scale, then cap, then temperature"),
 ]
-
-
-def plain_logps(hidden, head, targets, temperature=1.0):
-    logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
-    logits = logits * head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    logps = (logits / temperature).log_softmax(-1).gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
-    return logps.masked_fill(targets == -100, 0)
-
-
-def operands(tokens=13, vocab=37, hidden=8, *, trains=True, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(tokens, hidden, generator=generator, dtype=dtype).requires_grad_()
-    weight = torch.randn(vocab, hidden, generator=generator, dtype=dtype).requires_grad_(trains)
-    bias = torch.randn(vocab, generator=generator, dtype=dtype).requires_grad_(trains)
-    targets = torch.randint(vocab, (tokens,), generator=generator)
-    upstream = torch.randn(tokens, generator=generator, dtype=dtype)
-    return states, weight, bias, targets, upstream
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 64, None], ids=["one token", "ragged", "all tokens", "default"])
@@ -219,89 +201,6 @@ def test_only_the_bias_trains():
     hidden.requires_grad_(False)
     (actual,) = torch.autograd.grad(token_logps(hidden, head, targets), bias, upstream)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)], ids=["bfloat16", "float16"]
-)
-def test_half_precision_is_as_near_as_its_logits(dtype, tolerance, trains):
-    """A logit is rounded once to half precision on a CPU, and softmax adds nothing to that."""
-    hidden, weight, _, targets, upstream = operands(64, 500, 32, trains=False)
-    hidden, weight = hidden.detach().to(dtype), (weight / 3).to(dtype)
-    halves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_(trains)]
-    floats = [half.detach().float().requires_grad_(half.requires_grad) for half in halves]
-    actual, expected = token_logps(*halves, targets), plain_logps(floats[0], LMHead(floats[1]), targets)
-    assert actual.dtype == torch.float32
-    largest_logit = (floats[0] @ floats[1].T).abs().max().item()
-    torch.testing.assert_close(actual, expected, atol=tolerance * largest_logit, rtol=0)
-
-    for half, full in zip(
-        torch.autograd.grad(actual, halves[: 1 + trains], upstream),
-        torch.autograd.grad(expected, floats[: 1 + trains], upstream),
-        strict=True,
-    ):
-        assert half.dtype == dtype
-        assert (half - full).norm() <= 2 * tolerance * full.norm()
-
-
-def test_a_confident_token_keeps_its_gradient_in_half_precision():
-    # p = 1 - 2e-4 rounds to 1 in bfloat16; its distance to 1 is what the gradient is made of.
-    hidden = torch.tensor([[8.5, 0.0]], dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.bfloat16)
-    token_logps(hidden, weight, torch.tensor([0])).sum().backward()
-    rest = torch.tensor(-8.5).sigmoid()
-    torch.testing.assert_close(hidden.grad.float(), torch.stack([rest, -rest])[None], atol=0, rtol=2**-8)
-
-
-def test_log_probs_next_to_zero_are_not_rounded_to_zero():
-    logps = token_logps(torch.tensor([[30.0]]), torch.tensor([[1.0], [0.0]]), torch.tensor([0]))
-    torch.testing.assert_close(logps, -torch.tensor([30.0]).neg().exp(), atol=0, rtol=1e-6)
-
-
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_matmul_dtype_is_that_of_the_hidden_states(weight_dtype):
-    hidden, weight, _, targets, upstream = operands(trains=False)
-    weight = weight.to(weight_dtype).requires_grad_()
-    actual = token_logps(hidden, weight, targets)
-    expected = plain_logps(hidden, LMHead(weight.float()), targets)
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    (gradient,) = torch.autograd.grad(actual, weight, upstream)
-    assert gradient.dtype == weight_dtype
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_matmuls_in_half_precision_and_returns_float32(dtype):
-    hidden, weight, bias, targets, upstream = operands(64, 500, 32)
-    head = LMHead(weight, bias)
-    with torch.autocast("cpu", dtype):
-        actual = token_logps(hidden, head, targets)
-        inside = torch.autograd.grad(actual, [hidden, weight, bias], upstream, retain_graph=True)
-    half = token_logps(hidden.to(dtype), LMHead(weight.to(dtype), bias), targets)
-    assert actual.dtype == torch.float32
-    torch.testing.assert_close(actual, half, atol=1e-6, rtol=1e-6)
-    outside = torch.autograd.grad(actual, [hidden, weight, bias], upstream)
-    torch.testing.assert_close(inside, outside, atol=0, rtol=0)
-    assert [gradient.dtype for gradient in outside] == [torch.float32] * 3
-    expected = torch.autograd.grad(plain_logps(hidden, head, targets), [hidden, weight, bias], upstream)
-    for half_gradient, full in zip(outside, expected, strict=True):
-        assert 0 < (half_gradient - full).norm() <= 0.02 * full.norm()
-
-
-def test_autocast_around_the_backward_alone_changes_nothing():
-    hidden, weight, _, targets, upstream = operands()
-    logps = token_logps(hidden.bfloat16(), weight.bfloat16(), targets)
-    expected = torch.autograd.grad(logps, [hidden, weight], upstream, retain_graph=True)
-    with torch.autocast("cpu", torch.float16):
-        actual = torch.autograd.grad(logps, [hidden, weight], upstream)
-    torch.testing.assert_close(actual, expected, atol=0, rtol=0)
-
-
-def test_autocast_leaves_float64_alone():
-    hidden, weight, _, targets, _ = operands(dtype=torch.float64)
-    with torch.autocast("cpu", torch.bfloat16):
-        logps = token_logps(hidden, weight, targets)
-    torch.testing.assert_close(logps, plain_logps(hidden, LMHead(weight), targets))
 
 
 def test_second_derivatives_are_refused_and_not_guessed():
