@@ -28,6 +28,7 @@ _ONLY_VALUE: dict[str, Any] = {
     "dataset_num_proc": None,
     "dataset_text_field": "text",
     "eval_packing": None,
+    "include_for_metrics": [],
     "label_names": None,
     "label_smoothing_factor": 0.0,
     "loss_type": "nll",
@@ -52,7 +53,8 @@ class CrossTokenizerGKDConfig(GKDConfig):
 
     This class includes only the parameters that cross-tokenizer distillation adds to [`experimental.gkd.GKDConfig`],
     and the defaults that it changes: `temperature=1.0`, `lmbda=1.0`, `bf16` (bfloat16 on Ampere or newer, else float16
-    on CUDA, else float32) and `use_cpu` (`True` without an accelerator).
+    on CUDA, else float32) and `use_cpu` (`True` without an accelerator). `disable_dropout=False` keeps dropout in the
+    forward that scores the rollouts, which are sampled without it.
 
     Args:
         objective (`str`, *optional*, defaults to `"auto"`):
