@@ -14,7 +14,7 @@ from .credit import (
     uniform,
 )
 from .logps import Backend, LMHead, default_block_size, token_logps
-from .losses import chunk_rkl, reverse_kl_estimate
+from .losses import chunk_jsd, chunk_rkl, generalized_jsd, reverse_kl_estimate
 
 
 __all__ = [
@@ -24,12 +24,14 @@ __all__ = [
     "additive",
     "chunk",
     "chunk_advantages",
+    "chunk_jsd",
     "chunk_rkl",
     "chunk_sizes",
     "clip_advantages",
     "default_block_size",
     "dropped_charge",
     "finite_chunks",
+    "generalized_jsd",
     "proportional",
     "reverse_kl_estimate",
     "spread_over_tokens",
