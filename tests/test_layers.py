@@ -26,7 +26,7 @@ LAYERS = [
     "objectives.chunk_ops",
     "objectives.credit",
     "objectives.losses",
-    "objectives.shared_vocab",
+    "objectives.vocab_jsd",
     "training.trl_compat",
     "training.config",
     "training.data",

@@ -15,11 +15,13 @@ from .credit import (
 )
 from .logps import Backend, LMHead, default_block_size, token_logps
 from .losses import chunk_jsd, chunk_rkl, generalized_jsd, reverse_kl_estimate
+from .vocab_jsd import EventMap, vocab_jsd
 
 
 __all__ = [
     "Backend",
     "Credit",
+    "EventMap",
     "LMHead",
     "additive",
     "chunk",
@@ -39,4 +41,5 @@ __all__ = [
     "text_correction",
     "token_logps",
     "uniform",
+    "vocab_jsd",
 ]

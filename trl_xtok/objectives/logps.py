@@ -121,7 +121,7 @@ def token_logps(
             f"temperature={temperature} and block_size={size} were given, but logits can only be divided by a "
             "positive finite temperature and handled in blocks of at least one token. Pass positive values."
         )
-    plan = Plan(head.scale, head.softcap, temperature, size, _matmul_dtype(hidden))
+    plan = Plan(head.scale, head.softcap, temperature, size, matmul_dtype(hidden))
     use_liger = _use_liger(backend, hidden, plan)
     _check(hidden, weight, targets)
     # A custom function is told which inputs need a gradient, but not that gradients are switched off.
@@ -134,7 +134,8 @@ def token_logps(
         return function.apply(hidden, weight, bias, targets, plan)
 
 
-def _matmul_dtype(hidden: Tensor) -> torch.dtype:
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """Dtype of the operands of a matmul with these hidden states, under autocast or not."""
     device = hidden.device.type
     # Like torch's own autocast, which leaves float64 alone.
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:

@@ -150,9 +150,9 @@ class TrainableHeadLogps(torch.autograd.Function):
                         tile.mul_(slope)
                     operand = tile.to(plan.dtype)
                     if needs_hidden:
-                        _add_matmul_(pushed, operand, head[columns])
+                        add_matmul_(pushed, operand, head[columns])
                     if grad_weight is not None:
-                        _add_matmul_(grad_weight[columns], operand.T, pulled)
+                        add_matmul_(grad_weight[columns], operand.T, pulled)
                     if grad_bias is not None:
                         grad_bias[columns].addmv_(tile.T, pulls[rows, 0])
                 if grad_hidden is not None:
@@ -197,7 +197,7 @@ def _score(
         others = others * shrink + tile.sum(dim=1, keepdim=True)
         if mixture is not None:
             operand = (tile if slope is None else tile.mul_(slope)).to(plan.dtype)
-            _add_matmul_(mixture.mul_(shrink), operand, head[columns])
+            add_matmul_(mixture.mul_(shrink), operand, head[columns])
     own = (logits - largest).exp_()
     total = others + own
     logps = torch.where(own > others, -(others / own).log1p(), logits - largest - total.log())
@@ -242,13 +242,13 @@ def _tiles(
     for start in range(0, vocab_size, width):
         columns = slice(start, min(start + width, vocab_size))
         tile = buffer[: rows * (columns.stop - start)].view(rows, -1)
-        _matmul(operand, head[columns].T, out=tile)
+        matmul(operand, head[columns].T, out=tile)
         if bias is not None:
             tile.add_(bias[columns])
         yield columns, tile, plan.to_logits_(tile, with_slope=with_slope)
 
 
-def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
+def matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
     """Product in the dtype of `out`; half precision is not rounded on the way there where the device can."""
     if left.dtype == out.dtype:
         torch.mm(left, right, out=out)
@@ -258,7 +258,7 @@ def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
         out.copy_(left @ right)
 
 
-def _add_matmul_(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_matmul_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add a product, likewise."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)

@@ -1,0 +1,133 @@
+"""`vocab_jsd` against the divergence of whole logits: values, gradients, events, memory."""
+
+import pytest
+import torch
+
+from tests.objectives.plain import operands
+from trl_xtok.errors import ModelError
+from trl_xtok.objectives import EventMap, LMHead, generalized_jsd, vocab_jsd
+from trl_xtok.training.trl_compat import GKDTrainer
+
+
+BETAS = [0.0, 0.3, 1.0]
+ALL = EventMap()
+SHARED = EventMap(columns=torch.tensor([3, 0, 36, 7])), EventMap(columns=torch.tensor([1, 40, 2, 0]))
+CLASSES = (
+    EventMap(classes=torch.arange(37) % 5, num_events=6),
+    # Event 5 is the teacher's alone.
+    EventMap(classes=torch.arange(41) % 6, num_events=6),
+)
+
+
+def logits_of(hidden, head, temperature):
+    logits = head.scale * (hidden @ head.weight.T + (0 if head.bias is None else head.bias))
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return logits / temperature
+
+
+def event_logps(logits, events):
+    taking_part = logits if events.columns is None else logits[:, events.columns]
+    logps = taking_part.log_softmax(-1)
+    if events.classes is None:
+        return logps
+    members = torch.nn.functional.one_hot(events.classes, events.num_events).to(logits.dtype)
+    return (logps.exp() @ members).clamp(min=torch.finfo(logits.dtype).tiny).log()
+
+
+def plain_jsd(hidden, head, teacher_hidden, teacher_head, maps, beta, temperature=1.0):
+    student = event_logps(logits_of(hidden, head, temperature), maps[0])
+    teacher = event_logps(logits_of(teacher_hidden, teacher_head, temperature), maps[1])
+    return generalized_jsd(student, teacher, beta)
+
+
+def pair(*, trains, same=False, softcap=None, scale=1.0):
+    hidden, weight, bias, _, upstream = operands(trains=trains)
+    teacher_hidden, teacher_weight, teacher_bias, *_ = operands(
+        vocab=37 if same else 41, hidden=6, trains=False, seed=1
+    )
+    head = LMHead(weight, bias, softcap, scale)
+    return hidden, head, teacher_hidden.detach(), LMHead(teacher_weight, teacher_bias), upstream
+
+
+@pytest.mark.parametrize("block_size", [1, 12, None], ids=["one row", "ragged", "default"])
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("maps", [(ALL, ALL), SHARED, CLASSES], ids=["all tokens", "shared tokens", "classes"])
+def test_blocks_change_neither_value_nor_gradient(maps, beta, trains, block_size):
+    hidden, head, teacher_hidden, teacher_head, upstream = pair(trains=trains, same=maps[0] is ALL)
+    inputs = [hidden, head.weight, head.bias] if trains else [hidden]
+    expected = plain_jsd(hidden, head, teacher_hidden, teacher_head, maps, beta)
+    actual = vocab_jsd(
+        hidden,
+        head,
+        teacher_hidden,
+        teacher_head,
+        student_events=maps[0],
+        teacher_events=maps[1],
+        beta=beta,
+        block_size=block_size,
+    )
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("maps", [(ALL, ALL), SHARED, CLASSES], ids=["all tokens", "shared tokens", "classes"])
+@pytest.mark.parametrize(("softcap", "scale", "temperature"), [(2.0, 0.3, 0.7), (None, -2.0, 3.0)])
+def test_cap_scale_and_temperature(softcap, scale, temperature, maps):
+    hidden, head, *teacher, upstream = pair(trains=True, same=maps[0] is ALL, softcap=softcap, scale=scale)
+    inputs = [hidden, head.weight, head.bias]
+    expected = plain_jsd(hidden, head, *teacher, maps, 0.5, temperature)
+    actual = vocab_jsd(
+        hidden, head, *teacher, student_events=maps[0], teacher_events=maps[1], temperature=temperature, block_size=8
+    )
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_over_the_whole_vocabulary_it_is_the_loss_of_gkd(beta):
+    hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False, same=True)
+    logits = logits_of(hidden, head, 1.0), logits_of(teacher_hidden, teacher_head, 1.0)
+    expected = GKDTrainer.generalized_jsd_loss(*(side[None] for side in logits), beta=beta, reduction="sum")
+    actual = vocab_jsd(
+        hidden, head, teacher_hidden, teacher_head, student_events=ALL, teacher_events=ALL, beta=beta
+    ).sum()
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, hidden), torch.autograd.grad(expected, hidden), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("maps", [(ALL, ALL), CLASSES], ids=["all tokens", "classes"])
+def test_extreme_logits_give_finite_values_and_gradients(maps, beta):
+    hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False, same=maps[0] is ALL, scale=300.0)
+    values = vocab_jsd(
+        hidden,
+        head,
+        teacher_hidden * 300,
+        teacher_head,
+        student_events=maps[0],
+        teacher_events=maps[1],
+        beta=beta,
+    )
+    (gradient,) = torch.autograd.grad(values.sum(), hidden)
+    assert values.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_as_many_positions_on_both_sides():
+    hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False)
+    with pytest.raises(ModelError, match="13 positions of the student were given with 12"):
+        vocab_jsd(hidden, head, teacher_hidden[1:], teacher_head, student_events=ALL, teacher_events=ALL)

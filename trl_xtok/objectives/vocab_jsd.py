@@ -1,0 +1,240 @@
+"""Generalised JSD between the next-token distributions of two models, without a `[tokens, vocab]` tensor.
+
+The distributions are first mapped to events that both models can express: the whole vocabulary where both have the
+same, the tokens that spell the same bytes, or classes of tokens. Logits exist for a few positions at a time.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..errors import ModelError
+from .logps import LMHead, default_block_size, matmul_dtype
+from .torch_logps import Plan, add_matmul_, matmul
+
+
+# Logits of both sides, their log-probs over events, mixture and gradient: what a block may hold is shared by these.
+_BUFFERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EventMap:
+    """How the tokens of one vocabulary make up events.
+
+    Attributes:
+        columns: Tokens that take part, in an order that both sides share; the distribution is renormalised over them.
+            `None` for all tokens.
+        classes: Event of each token that takes part; `None` if each is an event of its own.
+        num_events: How many events there are; `None` if it is the number of tokens that take part.
+    """
+
+    columns: Int[Tensor, " events"] | None = None
+    classes: Int[Tensor, " tokens"] | None = None
+    num_events: int | None = None
+
+    def token_logps_(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows tokens"]:
+        """Log-probs of the tokens that take part; takes the place of `logits` if all of them do."""
+        taking_part = logits if self.columns is None else logits[:, self.columns]
+        return taking_part.sub_(taking_part.logsumexp(dim=1, keepdim=True))
+
+    def event_logps(self, token_logps: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows events"]:
+        """Log-probs of the events; an event without probability gets a very small one."""
+        if self.classes is None:
+            return token_logps
+        sums = token_logps.new_zeros(len(token_logps), cast(int, self.num_events))
+        sums.index_add_(1, self.classes, token_logps.exp())
+        return sums.clamp_(min=torch.finfo(sums.dtype).tiny).log_()
+
+    def spread(
+        self,
+        event_values: Float[Tensor, "rows events"],
+        event_logps: Float[Tensor, "rows events"],
+        token_logps: Float[Tensor, "rows tokens"],
+        vocab_size: int,
+    ) -> Float[Tensor, "rows vocab"]:
+        """The value of each event times the share that a token has in it; 0 for tokens that take no part."""
+        values = event_values
+        if self.classes is not None:
+            values = values[:, self.classes].mul_((token_logps - event_logps[:, self.classes]).exp_())
+        if self.columns is None:
+            return values
+        return values.new_zeros(len(values), vocab_size).index_copy_(1, self.columns, values)
+
+
+def vocab_jsd(
+    student_hidden: Float[Tensor, "positions student_hidden"],
+    student_head: LMHead,
+    teacher_hidden: Float[Tensor, "positions teacher_hidden"],
+    teacher_head: LMHead,
+    *,
+    student_events: EventMap,
+    teacher_events: EventMap,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    block_size: int | None = None,
+) -> Float[Tensor, " positions"]:
+    """Generalised JSD between the two next-token distributions at each position, in nats; see `generalized_jsd`.
+
+    Differentiable in the student's hidden states and, where it requires a gradient, in its head; the teacher is held
+    fixed. With a frozen head nothing is computed twice; else the backward computes the logits of both sides once more.
+
+    Args:
+        student_hidden: Final hidden states of the student.
+        student_head: Its head.
+        teacher_hidden: Final hidden states of the teacher, at the same positions of the text.
+        teacher_head: Its head.
+        student_events: How the student's vocabulary makes up the events.
+        teacher_events: The same for the teacher; the events are the same ones.
+        beta: 0 forward KL, 1 reverse KL.
+        temperature: Divides both sides' logits.
+        block_size: As many logits as this number of positions has may be alive at a time, all intermediate results
+            counted; `None` means `default_block_size` for the larger vocabulary.
+
+    Raises:
+        ModelError: If the two sides do not have the same number of positions.
+    """
+    if len(student_hidden) != len(teacher_hidden):
+        raise ModelError(
+            f"{len(student_hidden)} positions of the student were given with {len(teacher_hidden)} of the teacher. "
+            "Select one hidden state per position on each side."
+        )
+    weight, bias = student_head.weight, student_head.bias
+    size = block_size or default_block_size(max(len(weight), len(teacher_head.weight)))
+    pair = _Pair(
+        student=Plan(student_head.scale, student_head.softcap, temperature, size, matmul_dtype(student_hidden)),
+        student_events=student_events,
+        teacher=Plan(teacher_head.scale, teacher_head.softcap, temperature, size, matmul_dtype(teacher_hidden)),
+        teacher_events=teacher_events,
+        teacher_hidden=teacher_hidden.detach(),
+        teacher_head=teacher_head,
+        beta=beta,
+    )
+    hidden = student_hidden if torch.is_grad_enabled() else student_hidden.detach()
+    head_trains = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return cast(Any, _VocabJSD).apply(hidden, weight, bias, pair, head_trains)
+
+
+class _Pair(NamedTuple):
+    student: Plan
+    student_events: EventMap
+    teacher: Plan
+    teacher_events: EventMap
+    teacher_hidden: Tensor
+    teacher_head: LMHead
+    beta: float
+
+    def blocks(self) -> Iterator[slice]:
+        size, total = max(1, self.student.block_size // _BUFFERS), len(self.teacher_hidden)
+        return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+class _VocabJSD(torch.autograd.Function):
+    """Keeps `[positions, hidden]` for a frozen head and nothing but its inputs for a trainable one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, pair: _Pair, head_trains: bool
+    ) -> Float[Tensor, " positions"]:
+        keeps: bool = ctx.needs_input_grad[0] and not head_trains
+        values = hidden.new_empty(len(hidden), dtype=pair.student.float_dtype)
+        directions = torch.zeros_like(hidden, dtype=pair.student.float_dtype) if keeps else None
+        head = weight.to(pair.student.dtype)
+        for rows in pair.blocks():
+            values[rows], pull = _compare(hidden[rows], head, bias, rows, pair, with_pull=keeps)
+            if directions is not None and pull is not None:
+                add_matmul_(directions[rows], pull.to(head.dtype), head)
+        ctx.pair, ctx.head_trains = pair, head_trains
+        ctx.save_for_backward(hidden, weight, bias) if head_trains else ctx.save_for_backward(directions)
+        ctx.hidden_dtype = hidden.dtype
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        upstream = grad_outputs[0][:, None]
+        if not ctx.head_trains:
+            (directions,) = ctx.saved_tensors
+            return (directions * upstream).to(ctx.hidden_dtype), None, None, None, None
+        hidden, weight, bias = ctx.saved_tensors
+        pair: _Pair = ctx.pair
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        float_dtype = pair.student.float_dtype
+        grad_hidden = torch.zeros_like(hidden, dtype=float_dtype) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=float_dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=float_dtype) if needs_bias else None
+        head = weight.to(pair.student.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in pair.blocks():
+                _, pull = _compare(hidden[rows], head, bias, rows, pair, with_pull=True)
+                pull = cast(Tensor, pull).mul_(upstream[rows])
+                operand = pull.to(head.dtype)
+                if grad_hidden is not None:
+                    add_matmul_(grad_hidden[rows], operand, head)
+                if grad_weight is not None:
+                    add_matmul_(grad_weight, operand.T, hidden[rows].to(head.dtype))
+                if grad_bias is not None:
+                    grad_bias.add_(pull.sum(0))
+        grads = [(grad_hidden, hidden), (grad_weight, weight), (grad_bias, bias)]
+        return (*(None if grad is None else grad.to(of.dtype) for grad, of in grads), None, None)
+
+
+def _compare(
+    hidden: Float[Tensor, "rows hidden"],
+    head: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, " vocab"] | None,
+    rows: slice,
+    pair: _Pair,
+    *,
+    with_pull: bool,
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocab"] | None]:
+    """Divergence of each row, and its derivative with respect to the student's `hidden @ head.T + bias`."""
+    teacher_weight = pair.teacher_head.weight.to(pair.teacher.dtype)
+    teacher_bias = pair.teacher_head.bias
+    logits, _ = _logits(pair.teacher_hidden[rows], teacher_weight, teacher_bias, pair.teacher, with_slope=False)
+    teacher = pair.teacher_events.event_logps(pair.teacher_events.token_logps_(logits))
+    logits, slope = _logits(hidden, head, bias, pair.student, with_slope=with_pull)
+    tokens = pair.student_events.token_logps_(logits)
+    student = pair.student_events.event_logps(tokens)
+    value, pull = _jsd_and_pull(student, teacher.to(student.dtype), pair.beta)
+    if not with_pull:
+        return value, None
+    pull = pair.student_events.spread(pull, student, tokens, len(head)).mul_(pair.student.factor)
+    return value, pull if slope is None else pull.mul_(slope)
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, *, with_slope: bool
+) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, "rows vocab"] | None]:
+    raw = hidden.new_empty(len(hidden), len(weight), dtype=plan.float_dtype)
+    matmul(hidden.to(plan.dtype), weight.T, out=raw)
+    if bias is not None:
+        raw.add_(bias)
+    return raw, plan.to_logits_(raw, with_slope=with_slope)
+
+
+def _jsd_and_pull(
+    student: Float[Tensor, "rows events"], teacher: Float[Tensor, "rows events"], beta: float
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows events"]]:
+    """Generalised JSD, and its derivative with respect to the student's logits of the events."""
+    own = student.exp()
+    if beta == 0:
+        target = teacher.exp()
+        value = (target * (teacher - student)).sum(1)
+        # What no token of the student can reach pulls at nothing.
+        target.masked_fill_(own <= torch.finfo(own.dtype).tiny, 0)
+        return value, own.mul_(target.sum(dim=1, keepdim=True)).sub_(target)
+    mixture = teacher if beta == 1 else torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
+    weighted = (student - mixture).mul_(own)
+    total = weighted.sum(dim=1, keepdim=True)
+    pull = weighted.sub_(own.mul_(total))
+    if beta == 1:
+        return total.squeeze(1), pull
+    from_teacher = teacher.exp().mul_(teacher - mixture).sum(1)
+    return beta * from_teacher + (1 - beta) * total.squeeze(1), pull.mul_(1 - beta)
