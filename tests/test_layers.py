@@ -17,6 +17,7 @@ LAYERS = [
     "alignment.normalization",
     "alignment.spelling",
     "alignment.text_encoder",
+    "alignment.vocab_map",
     "alignment.templates",
     "alignment.aligner",
     "alignment.audit",
