@@ -95,16 +95,18 @@ class Reference:
         """
         rows = [self._row(*self.tokenize(prompt), completion) for prompt, completion in rollouts.items()]
         scored = [a for _, advantages, _ in rows for a in advantages if a is not None]
+        mean = sum(scored) / max(len(scored), 1)
         charge = self.args.dropped_advantage
         if charge == "mean":
-            charge = min(0.0, sum(scored) / max(len(scored), 1))
+            charge = min(0.0, mean)
+        baseline = mean if self.args.advantage_baseline == "mean" else 0.0
         total, count = torch.zeros((), dtype=torch.float64), 0
         for logps, advantages, charged in rows:
             for logp, advantage, pays in zip(logps, advantages, charged, strict=True):
                 if pays and charge_applies(self.args.dropped_advantage):
                     advantage = charge
                 if advantage is not None:
-                    total, count = total - advantage * logp, count + 1
+                    total, count = total - (advantage - baseline) * logp, count + 1
         return total / max(count, 1)
 
     def plain_logps(self, rollouts: dict[str, list[int]]) -> tuple[Tensor, Tensor]:

@@ -41,8 +41,8 @@ def same_tokenizer(build, same_tokenizer_teacher_path):
     return build(same_tokenizer_teacher_path)
 
 
-def assert_as_reference(trainer):
-    actual, gradients = loss_and_gradients(trainer, PROMPTS, batch_size=3)
+def assert_as_reference(trainer, batch_size=3):
+    actual, gradients = loss_and_gradients(trainer, PROMPTS, batch_size)
     reference = Reference(trainer)
     expected = reference.loss(trainer.rollouts)
     expected.backward()
@@ -70,10 +70,18 @@ def test_clipping_comes_after_the_text_correction(byteless, monkeypatch, segment
     assert_as_reference(byteless)
 
 
+@pytest.mark.parametrize("baseline", ["none", "mean"])
 @pytest.mark.parametrize("charge", [0.0, -0.5])
-def test_fixed_charges(byteless, monkeypatch, charge):
+def test_fixed_charges(byteless, monkeypatch, charge, baseline):
     monkeypatch.setattr(byteless.args, "dropped_advantage", charge)
+    monkeypatch.setattr(byteless.args, "advantage_baseline", baseline)
     assert_as_reference(byteless)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100], ids=["micro-batches of one", "ragged", "one micro-batch"])
+def test_the_mean_baseline_is_that_of_the_optimizer_step(byteless, monkeypatch, batch_size):
+    monkeypatch.setattr(byteless.args, "advantage_baseline", "mean")
+    assert_as_reference(byteless, batch_size)
 
 
 def test_reasons_that_the_rollouts_cover(byteless):
@@ -92,7 +100,7 @@ def test_mean_charge_is_never_a_reward(byteless, monkeypatch, teacher_logp):
 
     monkeypatch.setattr(byteless.teacher, "token_logps", token_logps)
     micro_batches, _ = whole_step(byteless, PROMPTS, batch_size=3)
-    (charge,) = {float(inputs["micro_batch"].charge) for inputs in micro_batches}
+    (charge,) = {float(inputs["micro_batch"].means.charge) for inputs in micro_batches}
     assert (charge < -1) if teacher_logp == -50.0 else charge == 0
 
 

@@ -1,7 +1,7 @@
 """Log-probs of a micro-batch -> the advantage of each of its tokens, and what there is to report about them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from ..objectives import (
     text_correction,
 )
 from .config import CrossTokenizerGKDConfig
-from .window import MicroBatch
+from .window import Means, MicroBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,18 @@ class Credited:
 def credit_tokens(
     student_logps: Float[Tensor, " tokens"], batch: MicroBatch, args: CrossTokenizerGKDConfig
 ) -> Credited:
-    """Advantages by the rule of `args.credit`, corrected, clipped and charged; nothing of it carries a gradient."""
-    student_logps = student_logps.detach()
+    """Advantages by the rule of `args.credit`, corrected, clipped, charged and centred; none carries a gradient."""
+    credited = _credit_scored(student_logps.detach(), batch, args)
+    means = batch.means or _step_means(credited.sum_and_count(), args)
+    advantages = torch.where(batch.charged, means.charge, credited.advantages)
+    advantages = torch.where(credited.scored | batch.charged, advantages - means.baseline, advantages)
+    return replace(credited, advantages=advantages)
+
+
+def _credit_scored(
+    student_logps: Float[Tensor, " tokens"], batch: MicroBatch, args: CrossTokenizerGKDConfig
+) -> Credited:
+    """What needs no other token of the optimizer step; 0 for tokens without a score."""
     scored = batch.chunks >= 0
     trained = chunk_sizes(batch.chunks, batch.num_chunks) > 0
     log_ratios = reverse_kl_estimate(sum_by_chunk(student_logps, batch.chunks, batch.num_chunks), batch.teacher_logps)
@@ -69,21 +79,20 @@ def credit_tokens(
     if (paths := batch.canonical) is not None:
         advantages -= text_correction(student_logps, paths.logps, paths.units, paths.differ, args.credit)
     advantages, clipped = clip_advantages(advantages, args.advantage_clip)
-    advantages = torch.where(batch.charged, batch.charge, advantages)
     return Credited(advantages, scored, clipped & scored, log_ratios.where(trained, 0.0), trained)
 
 
 @torch.no_grad()
-def charge_dropped(
+def fix_means(
     batches: Sequence[MicroBatch],
     score: Callable[[dict[str, Tensor]], Float[Tensor, " tokens"]],
     args: CrossTokenizerGKDConfig,
     accelerator: Accelerator,
 ) -> None:
-    """Set the charge of all micro-batches of an optimizer step, the same on every rank.
+    """Set the means of all micro-batches of an optimizer step, the same on every rank.
 
     A mean over the step needs the advantages before the first backward, hence a pass of the student without gradient.
-    To be called on all ranks or on none.
+    A micro-batch that is a whole step needs none: it finds its own means. To be called on all ranks or on none.
 
     Args:
         batches: The micro-batches of the step.
@@ -92,9 +101,15 @@ def charge_dropped(
         accelerator: Sums over ranks.
     """
     sums = torch.zeros(2, device=accelerator.device)
-    if args.dropped_advantage == "mean":
-        sums += sum(credit_tokens(score(batch.packed), batch, args).sum_and_count() for batch in batches)
-        sums = accelerator.reduce(sums, "sum")
-    charge = dropped_charge(args.dropped_advantage, *sums)
+    sums += sum(_credit_scored(score(batch.packed), batch, args).sum_and_count() for batch in batches)
+    means = _step_means(accelerator.reduce(sums, "sum"), args)
     for batch in batches:
-        batch.charge = charge
+        batch.means = means
+
+
+def _step_means(sum_and_count: Float[Tensor, "2"], args: CrossTokenizerGKDConfig) -> Means:
+    total, count = sum_and_count
+    return Means(
+        charge=dropped_charge(args.dropped_advantage, total, count),
+        baseline=total / count.clamp(min=1) if args.advantage_baseline == "mean" else torch.zeros_like(total),
+    )

@@ -25,7 +25,7 @@ from transformers import (
 
 from ..objectives import chunk_rkl
 from . import loading, setup
-from .advantages import charge_dropped, credit_tokens
+from .advantages import credit_tokens, fix_means
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .metrics import CoverageGuard, RunMetrics
@@ -238,8 +238,9 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         if self.args.segmentation == "text":
             for batch in batches:
                 add_canonical_paths(batch, score, pad_id=self.processing_class.pad_token_id, device=self.args.device)
-        if charged:
-            charge_dropped(batches, score, self.args, self.accelerator)
+        is_whole_step = len(batches) == self.accelerator.num_processes == 1
+        if (charged or self.args.advantage_baseline == "mean") and not is_whole_step:
+            fix_means(batches, score, self.args, self.accelerator)
         return (counts[0] + counts[1]).clamp(min=1)
 
     # One micro-batch: the student's log-probs, the advantages, the loss.

@@ -7,6 +7,7 @@ is not trained on is counted by reason here, before anything is normalized.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,6 +91,18 @@ class CanonicalPaths:
     logps: Float[Tensor, " units"]
 
 
+class Means(NamedTuple):
+    """What depends on the advantages of a whole optimizer step.
+
+    Attributes:
+        charge: Advantage of the charged tokens.
+        baseline: Subtracted from the advantages of scored and charged tokens.
+    """
+
+    charge: Float[Tensor, ""]
+    baseline: Float[Tensor, ""]
+
+
 @dataclass(slots=True)
 class MicroBatch:
     """Aligned and scored rollouts that go through the student together.
@@ -102,7 +115,7 @@ class MicroBatch:
         charged: Completion tokens that are charged instead of scored.
         dropped: Reason -> number of student tokens that are not trained on.
         canonical: What `segmentation="text"` needs; `None` if all rollouts are canonical.
-        charge: Advantage of the charged tokens.
+        means: What the whole optimizer step decides; `None` if the micro-batch is all of it.
         rollouts: What the micro-batch was made of.
     """
 
@@ -113,7 +126,7 @@ class MicroBatch:
     charged: Bool[Tensor, " tokens"]
     dropped: Counter[str]
     canonical: CanonicalPaths | None = None
-    charge: Float[Tensor, ""] | float = 0.0
+    means: Means | None = None
     rollouts: Sequence[Rollout] = field(default=())
 
     def counts(self) -> Int[Tensor, "3"]:
