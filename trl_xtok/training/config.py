@@ -287,10 +287,9 @@ def _charge(value: Any) -> float:
     except (TypeError, ValueError):
         charge = math.nan
     if not -math.inf < charge <= 0:
-        message = (
-            "must be 'mean' or a finite number of at most zero: a positive one would reward what cannot be scored"
+        raise ConfigError(
+            f"`dropped_advantage` must be 'mean' or a finite number of at most zero, got {value!r}: more would be a reward."
         )
-        raise ConfigError(f"`dropped_advantage` {message}. Got {value!r}.")
     return charge
 
 
