@@ -288,7 +288,7 @@ def _charge(value: Any) -> float:
         charge = math.nan
     if not -math.inf < charge <= 0:
         raise ConfigError(
-            f"`dropped_advantage` must be 'mean' or a finite number of at most zero, got {value!r}: more would be a reward."
+            f"`dropped_advantage` must be 'mean' or a finite number of at most zero (more is a reward), got {value!r}."
         )
     return charge
 
