@@ -27,7 +27,7 @@ from .demo_models import demo_model_path
 
 
 _SAMPLES = ("en", "es", "python")
-_ROLLOUTS_PER_PROMPT = 4
+_ROLLOUTS_PER_PROMPT = 6
 _FIGURES = (
     ("reverse KL per byte (nats)", "xtok/reverse_kl_per_byte", ".3f"),
     ("coverage", "xtok/coverage", ".3f"),
@@ -42,16 +42,17 @@ def recipe(output_dir: str, seed: int = 0, **overrides: Any) -> CrossTokenizerGK
     settings: dict[str, Any] = {
         "max_steps": 40,
         "per_device_train_batch_size": 16,
-        "per_device_eval_batch_size": 41,
-        "generation_batch_size": 41,
+        "per_device_eval_batch_size": 72,
+        "generation_batch_size": 72,
         "max_new_tokens": 32,
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "lr_scheduler_type": "linear",
         "warmup_steps": 3,
         "adam_beta2": 0.99,
         "credit": "additive",
         # One chunk that the teacher finds absurd would outweigh the rest of so small a batch.
         "advantage_clip": 3.0,
+        "advantage_baseline": "mean",
         "load_teacher_in_4bit": True,
         # Both models are small: recomputing activations would only cost time.
         "gradient_checkpointing": False,
