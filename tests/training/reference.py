@@ -131,23 +131,49 @@ class Reference:
         """Log-probs, advantages (`None` where nothing is scored) and whether a token is to be charged."""
         args, alignment = self.args, self.aligner.align(ids)
         logps = token_logps(self.student, prompt_ids, ids, args.temperature)
-        with torch.no_grad():
-            teacher = token_logps(self.teacher, teacher_prompt_ids, alignment.teacher_ids, args.temperature).tolist()
-        values, chunks = logps.tolist(), self._trained_chunks(ids)
+        values = logps.tolist()
         advantages: list[float | None] = [None] * len(ids)
-        for chunk in set(chunks) - {-1}:
-            members = [index for index, other in enumerate(chunks) if other == chunk]
-            teacher_logp = sum(p for p, other in zip(teacher, alignment.teacher_chunks, strict=True) if other == chunk)
+        for members, teacher_logp in self._scored_chunks(teacher_prompt_ids, ids):
             split = chunk_advantages([values[i] for i in members], teacher_logp, args.credit)
             for index, advantage in zip(members, split, strict=True):
                 advantages[index] = advantage
         if args.segmentation == "text":
-            for index, correction in self.corrections(prompt_ids, ids, values, chunks).items():
+            for index, correction in self.corrections(prompt_ids, ids, values, self._trained_chunks(ids)).items():
                 advantages[index] -= correction
         if (clip := args.advantage_clip) is not None:
             advantages = [None if a is None else max(-clip, min(clip, a)) for a in advantages]
         charged = [reason in ("invalid_utf8", "unknown_id") for reason in alignment.drop_reasons]
         return logps, advantages, charged
+
+    def _scored_chunks(self, teacher_prompt_ids: list[int], ids: list[int]) -> list[tuple[list[int], float]]:
+        """Positions of the student tokens of each chunk that is trained on, with `L_T`."""
+        alignment, chunks = self.aligner.align(ids), self._trained_chunks(ids)
+        with torch.no_grad():
+            teacher = token_logps(
+                self.teacher, teacher_prompt_ids, alignment.teacher_ids, self.args.temperature
+            ).tolist()
+        found = []
+        for chunk in set(chunks) - {-1}:
+            members = [index for index, other in enumerate(chunks) if other == chunk]
+            scores = [p for p, other in zip(teacher, alignment.teacher_chunks, strict=True) if other == chunk]
+            found.append((members, sum(scores)))
+        return found
+
+    def chunk_jsd(self, rollouts: dict[str, list[int]]) -> Tensor:
+        """Sum of the divergences of all chunks over the number of their student tokens, with gradient."""
+        beta, total, count = self.args.beta, torch.zeros((), dtype=torch.float64), 0
+        for prompt, ids in rollouts.items():
+            prompt_ids, teacher_prompt_ids = self.tokenize(prompt)
+            logps = token_logps(self.student, prompt_ids, ids, self.args.temperature)
+            for members, teacher_logp in self._scored_chunks(teacher_prompt_ids, ids):
+                p = (logps[members].sum() / self.args.chunk_temperature).exp()
+                q = torch.tensor(teacher_logp / self.args.chunk_temperature).double().exp()
+                student, teacher = torch.stack([p, 1 - p]), torch.stack([q, 1 - q])
+                mixture = beta * teacher + (1 - beta) * student
+                total = total + beta * (teacher * (teacher / mixture).log()).sum()
+                total = total + (1 - beta) * (student * (student / mixture).log()).sum()
+                count += len(members)
+        return total / max(count, 1)
 
     def advantages_of(self, prompt: str, ids: list[int]) -> list[float | None]:
         """Advantage of each token of a completion, `None` where it is not scored."""

@@ -12,7 +12,7 @@ from trl import TrlParser
 
 from trl_xtok import CrossTokenizerGKDConfig
 from trl_xtok.errors import ConfigError
-from trl_xtok.training.config import _ONLY_VALUE
+from trl_xtok.training.config_checks import ONLY_VALUE
 from trl_xtok.training.trl_compat import GKDConfig
 
 
@@ -119,7 +119,7 @@ def test_the_range_checks_of_gkd_still_apply(name):
 
 def another(name):
     """A value of the same kind that the inherited checks accept."""
-    value = _ONLY_VALUE[name]
+    value = ONLY_VALUE[name]
     others = {
         "truncation_mode": "keep_end",
         "loss_type": "dft",
@@ -133,16 +133,33 @@ def another(name):
 
 
 @pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", _ONLY_VALUE)
+@pytest.mark.parametrize("name", ONLY_VALUE)
 def test_an_inherited_argument_that_nothing_reads_is_refused(name):
     value = another(name)
     with pytest.raises(ConfigError, match=f"`{name}={re.escape(repr(value))}` is not supported"):
         config(**{name: value})
 
 
-@pytest.mark.parametrize("name", _ONLY_VALUE)
+@pytest.mark.parametrize("name", ONLY_VALUE)
 def test_an_inherited_argument_that_nothing_reads_may_be_given_at_its_default(name):
-    assert getattr(config(**{name: _ONLY_VALUE[name]}), name) == _ONLY_VALUE[name]
+    assert getattr(config(**{name: ONLY_VALUE[name]}), name) == ONLY_VALUE[name]
+
+
+@pytest.mark.parametrize(
+    ("objective", "name", "value"),
+    [
+        ("auto", "beta", 1.0),
+        ("chunk_rkl", "chunk_temperature", 2.0),
+        ("chunk_jsd", "credit", "additive"),
+        ("chunk_jsd", "segmentation", "text"),
+        ("chunk_jsd", "advantage_clip", 3.0),
+        ("chunk_jsd", "advantage_baseline", "mean"),
+        ("chunk_jsd", "dropped_advantage", -1.0),
+    ],
+)
+def test_an_argument_that_the_objective_does_not_read_is_refused(objective, name, value):
+    with pytest.raises(ConfigError, match=f"`{name}={value!r}` has no effect on `objective='{objective}'`"):
+        config(objective=objective, **{name: value})
 
 
 def test_there_is_one_way_to_quantize_the_teacher():

@@ -1,4 +1,4 @@
-"""Log-probs of a micro-batch -> the advantage of each of its tokens, and what there is to report about them."""
+"""Log-probs of a micro-batch -> the advantage of each of its tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,8 @@ from torch import Tensor
 
 from ..objectives import (
     chunk_advantages,
-    chunk_sizes,
     clip_advantages,
     dropped_charge,
-    reverse_kl_estimate,
-    sum_by_chunk,
     text_correction,
 )
 from .config import CrossTokenizerGKDConfig
@@ -29,32 +26,15 @@ class Credited:
         advantages: One per completion token; 0 for tokens that are not trained on.
         scored: Tokens whose advantage comes from a teacher score.
         clipped: Tokens whose advantage was clipped.
-        log_ratios: `L_S - L_T` of each chunk; 0 for chunks that are not trained on.
-        trained: Chunks that are trained on.
     """
 
     advantages: Float[Tensor, " tokens"]
     scored: Bool[Tensor, " tokens"]
     clipped: Bool[Tensor, " tokens"]
-    log_ratios: Float[Tensor, " chunks"]
-    trained: Bool[Tensor, " chunks"]
 
     def sum_and_count(self) -> Float[Tensor, "2"]:
         """Sum of the advantages that come from scores, and their number."""
         return torch.stack([self.advantages[self.scored].sum(), self.scored.sum().to(self.advantages.dtype)])
-
-    def report(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """The sums that `RunMetrics` takes."""
-        ends = self.trained & (batch.chunk_bytes == 0)
-        texts = self.trained & ~ends
-        return {
-            "trained": self.scored.sum(),
-            "clipped": self.clipped.sum(),
-            "log_ratio": self.log_ratios[texts].sum(),
-            "bytes": batch.chunk_bytes[texts].sum(),
-            "end_log_ratio": self.log_ratios[ends].sum(),
-            "ends": ends.sum(),
-        }
 
 
 def credit_tokens(
@@ -73,13 +53,11 @@ def _credit_scored(
 ) -> Credited:
     """What needs no other token of the optimizer step; 0 for tokens without a score."""
     scored = batch.chunks >= 0
-    trained = chunk_sizes(batch.chunks, batch.num_chunks) > 0
-    log_ratios = reverse_kl_estimate(sum_by_chunk(student_logps, batch.chunks, batch.num_chunks), batch.teacher_logps)
     advantages = chunk_advantages(student_logps, batch.teacher_logps, batch.chunks, args.credit)
     if (paths := batch.canonical) is not None:
         advantages -= text_correction(student_logps, paths.logps, paths.units, paths.differ, args.credit)
     advantages, clipped = clip_advantages(advantages, args.advantage_clip)
-    return Credited(advantages, scored, clipped & scored, log_ratios.where(trained, 0.0), trained)
+    return Credited(advantages, scored, clipped & scored)
 
 
 @torch.no_grad()

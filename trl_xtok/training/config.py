@@ -1,49 +1,13 @@
 """The training arguments: those of `GKDConfig`, and what cross-tokenizer distillation adds."""
 
-import inspect
-import math
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
-from transformers import BitsAndBytesConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..errors import ConfigError
+from .config_checks import DICTIONARIES, check_ranges, check_teacher, read_charge, refuse_unsupported
 from .trl_compat import GKDConfig
-
-
-# Our own fields that hold a dictionary, or JSON of one.
-_DICTIONARIES = ("teacher_quantization_config", "chat_template_kwargs", "teacher_chat_template_kwargs")
-# Inherited fields that no code path of this trainer reads yet, with the only value they may have.
-_ONLY_VALUE: dict[str, Any] = {
-    "lmbda": 1.0,
-    "seq_kd": False,
-    "beta": 0.5,
-    "assistant_only_loss": False,
-    "batch_eval_metrics": False,
-    "average_tokens_across_devices": True,
-    "completion_only_loss": None,
-    "dataset_kwargs": None,
-    "dataset_num_proc": None,
-    "dataset_text_field": "text",
-    "eval_packing": None,
-    "include_for_metrics": [],
-    "label_names": None,
-    "label_smoothing_factor": 0.0,
-    "loss_type": "nll",
-    # Noise in the forward makes the scored policy another one than the sampled.
-    "neftune_noise_alpha": None,
-    "packing": False,
-    "packing_strategy": "bfd",
-    "pad_to_multiple_of": None,
-    "padding_free": False,
-    "router_aux_loss_coef": None,
-    "shuffle_dataset": False,
-    # The forward goes past the compiled wrapper.
-    "torch_compile": False,
-    "truncation_mode": "keep_start",
-}
 
 
 @dataclass
@@ -59,7 +23,10 @@ class CrossTokenizerGKDConfig(GKDConfig):
     Args:
         objective (`str`, *optional*, defaults to `"auto"`):
             What is minimised. `"chunk_rkl"` is the chunk-aligned reverse KL of the [paper](https://huggingface.co/papers/2606.09456).
-            `"auto"` chooses it.
+            `"chunk_jsd"` is the generalised Jensen-Shannon divergence between the probabilities of each chunk, with
+            `beta` as in GKD (0 forward KL, 1 reverse KL). `"auto"` chooses `"chunk_rkl"`.
+        chunk_temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the log-probs of whole chunks in `chunk_jsd`; above 1 it softens long chunks.
         credit (`str`, *optional*, defaults to `"proportional"`):
             How a chunk's signal is split over its student tokens: `"proportional"` (the paper), `"additive"`,
             `"uniform"` or `"chunk"` (the whole signal to every token).
@@ -94,7 +61,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
             Number of completions generated together on one device. `None` is `per_device_train_batch_size`.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GKDConfig._VALID_DICT_FIELDS, *_DICTIONARIES]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GKDConfig._VALID_DICT_FIELDS, *DICTIONARIES]
 
     # Parameters whose default values are overridden from GKDConfig
     temperature: float = field(
@@ -105,8 +72,12 @@ class CrossTokenizerGKDConfig(GKDConfig):
     )
 
     # Parameters that control the objective
-    objective: Literal["auto", "chunk_rkl"] = field(
-        default="auto", metadata={"help": "What is minimised: the chunk-aligned reverse KL (`chunk_rkl`, `auto`)."}
+    objective: Literal["auto", "chunk_rkl", "chunk_jsd"] = field(
+        default="auto",
+        metadata={"help": "What is minimised: the reverse KL (`chunk_rkl`, `auto`) or JSD (`chunk_jsd`) of chunks."},
+    )
+    chunk_temperature: float = field(
+        default=1.0, metadata={"help": "Divides the log-probs of whole chunks in `chunk_jsd`."}
     )
     credit: Literal["proportional", "additive", "uniform", "chunk"] = field(
         default="proportional", metadata={"help": "How a chunk's signal is split over its student tokens."}
@@ -173,11 +144,16 @@ class CrossTokenizerGKDConfig(GKDConfig):
             self.bf16 = not self.fp16 and _has_bf16(self.use_cpu)
             self.fp16 = self.fp16 or (not self.bf16 and not self.use_cpu and torch.cuda.is_available())
         super().__post_init__()
-        self._refuse_unsupported()
-        self._check_ranges()
-        self._check_teacher()
+        refuse_unsupported(self)
+        check_ranges(self)
+        check_teacher(self)
         if self.dropped_advantage != "mean":
-            self.dropped_advantage = _charge(self.dropped_advantage)
+            self.dropped_advantage = read_charge(self.dropped_advantage)
+
+    @property
+    def charges_dropped(self) -> bool:
+        """Whether tokens that the student made unscorable are trained on, with a charge."""
+        return self.objective != "chunk_jsd" and self.dropped_advantage != 0
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -192,83 +168,6 @@ class CrossTokenizerGKDConfig(GKDConfig):
                 written[name] = {key: _as_json(value) for key, value in written[name].items()}
         return written
 
-    def _refuse_unsupported(self):
-        for name, value in _ONLY_VALUE.items():
-            if getattr(self, name) != value:
-                raise ConfigError(
-                    f"`{name}={getattr(self, name)!r}` is not supported by cross-tokenizer distillation and would be "
-                    f"ignored. Leave it at `{value!r}`."
-                )
-        for name in ("fp16", "use_liger_kernel"):
-            if getattr(self, name) and self.use_cpu:
-                raise ConfigError(f"`{name}=True` has no effect on a CPU, where float32 is used. Leave it at False.")
-        _check_literals(self)
-
-    def _check_ranges(self):
-        for name in ("temperature", "min_coverage", "advantage_clip"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) and (name != "advantage_clip" or value is not None):
-                raise ConfigError(f"`{name}` must be a number, got {value!r}.")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"`temperature` must be positive and finite, got {self.temperature}.")
-        if not 0 <= self.min_coverage <= 1:
-            raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {self.min_coverage}.")
-        if self.advantage_clip is not None and not self.advantage_clip > 0:
-            raise ConfigError(
-                f"`advantage_clip` must be positive, got {self.advantage_clip}. Use None to switch clipping off."
-            )
-        for name in ("block_size", "generation_batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is None and name != "max_new_tokens":
-                continue
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-        if self.max_length is not None and self.max_new_tokens >= self.max_length:
-            raise ConfigError(
-                f"`max_new_tokens={self.max_new_tokens}` leaves no room for a prompt within "
-                f"`max_length={self.max_length}`, which counts prompt and completion. Raise `max_length`, set it to "
-                "None, or lower `max_new_tokens`."
-            )
-
-    def _check_teacher(self):
-        for name in ("teacher_model_init_kwargs", *_DICTIONARIES):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, dict):
-                raise ConfigError(f"`{name}` must be a dictionary, or JSON of one that starts with {{, got {value!r}.")
-        loading, quantization = self.teacher_model_init_kwargs or {}, self.teacher_quantization_config
-        if self.load_teacher_in_4bit and quantization is not None:
-            raise ConfigError(
-                f"`load_teacher_in_4bit` and `teacher_quantization_config={quantization!r}` both say how to quantize "
-                "the teacher. Keep one of them."
-            )
-        if (self.load_teacher_in_4bit or quantization is not None) and "quantization_config" in loading:
-            raise ConfigError(
-                "`teacher_model_init_kwargs` holds a `quantization_config` beside `load_teacher_in_4bit` or "
-                "`teacher_quantization_config`. Keep one of them."
-            )
-        if quantization is not None:
-            _check_quantization(quantization)
-        dtype = loading.get("dtype", "auto")
-        if dtype not in ("auto", None) and not isinstance(
-            vars(torch).get(str(dtype).removeprefix("torch.")), torch.dtype
-        ):
-            raise ConfigError(
-                f"`teacher_model_init_kwargs` has the dtype {dtype!r}, which torch does not know. Use for example "
-                "'bfloat16', or 'auto' for the precision it was saved in."
-            )
-
-
-def _check_quantization(quantization: dict[str, Any]) -> None:
-    """Refuse what `BitsAndBytesConfig` would pass over without a word, and so load the teacher unquantized."""
-    known = [*inspect.signature(BitsAndBytesConfig).parameters, "quant_method", "_load_in_4bit", "_load_in_8bit"]
-    unknown = [name for name in quantization if name not in known or name == "kwargs"]
-    if unknown or not (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
-        found = f"unknown settings {unknown}" if unknown else "neither `load_in_4bit` nor `load_in_8bit`"
-        raise ConfigError(
-            f"`teacher_quantization_config={quantization!r}` has {found}, so the teacher would not be quantized as "
-            "asked. Give the arguments of `BitsAndBytesConfig`, for example {'load_in_4bit': True}."
-        )
-
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, torch.dtype):
@@ -279,22 +178,3 @@ def _as_json(value: Any) -> Any:
 def _has_bf16(use_cpu: bool) -> bool:
     """Whether bfloat16 is fast here: float32 is the reference on a CPU, and cards before Ampere only emulate it."""
     return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _charge(value: Any) -> float:
-    try:
-        charge = float(value)
-    except (TypeError, ValueError):
-        charge = math.nan
-    if not -math.inf < charge <= 0:
-        raise ConfigError(
-            f"`dropped_advantage` must be 'mean' or a finite number of at most zero (more is a reward), got {value!r}."
-        )
-    return charge
-
-
-def _check_literals(args: CrossTokenizerGKDConfig) -> None:
-    for item in fields(args):
-        allowed, value = get_args(item.type), getattr(args, item.name)
-        if get_origin(item.type) is Literal and value not in allowed:
-            raise ConfigError(f"`{item.name}` must be one of {', '.join(allowed)}, got {value!r}.")

@@ -23,12 +23,12 @@ from transformers import (
     TrainerCallback,
 )
 
-from ..objectives import chunk_rkl
 from . import loading, setup
-from .advantages import credit_tokens, fix_means
+from .advantages import fix_means
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .metrics import CoverageGuard, RunMetrics
+from .objective import token_losses
 from .rollouts import generate_completions, sampling_seed
 from .scoring import causal_lm, check_head, completion_logps
 from .teachers import LocalTeacher, load_teacher
@@ -224,7 +224,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             teacher_logps,
             pad_id=self.processing_class.pad_token_id,
             device=self.args.device,
-            charge_dropped=self.args.dropped_advantage != 0,
+            charge_dropped=self.args.charges_dropped,
             keep_unfinished=self.aligner.same_vocabulary,
         )
 
@@ -253,15 +253,14 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ):
-        """The policy gradient of the chunk-aligned reverse KL, per trained token of the optimizer step."""
+        """The loss of the micro-batch, per trained token of the optimizer step."""
         batch: MicroBatch = inputs["micro_batch"]
         student = self.accelerator.unwrap_model(model)
         student_logps = call_through_wrapper(model, student, self._student_logps, student, batch.packed)
-        credited = credit_tokens(student_logps, batch, self.args)
-        self._run_metrics["train" if self.model.training else "eval"].add(credited.report(batch))
-        loss = chunk_rkl(student_logps, credited.advantages).sum()
+        losses, sums = token_losses(student_logps, batch, self.args)
+        self._run_metrics["train" if self.model.training else "eval"].add(sums)
         # DDP averages the gradients over the ranks; the normalizer counts the tokens of all of them.
-        loss = loss * (self.accelerator.num_processes / num_items_in_batch)
+        loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
     def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:

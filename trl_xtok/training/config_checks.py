@@ -1,0 +1,157 @@
+"""What the training arguments refuse, each with its values and what to do."""
+
+import inspect
+import math
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from ..errors import ConfigError
+
+
+# Our own fields that hold a dictionary, or JSON of one.
+DICTIONARIES = ("teacher_quantization_config", "chat_template_kwargs", "teacher_chat_template_kwargs")
+# Inherited fields that no code path of this trainer reads yet, with the only value they may have.
+ONLY_VALUE: dict[str, Any] = {
+    "lmbda": 1.0,
+    "seq_kd": False,
+    "assistant_only_loss": False,
+    "batch_eval_metrics": False,
+    "average_tokens_across_devices": True,
+    "completion_only_loss": None,
+    "dataset_kwargs": None,
+    "dataset_num_proc": None,
+    "dataset_text_field": "text",
+    "eval_packing": None,
+    "include_for_metrics": [],
+    "label_names": None,
+    "label_smoothing_factor": 0.0,
+    "loss_type": "nll",
+    # Noise in the forward makes the scored policy another one than the sampled.
+    "neftune_noise_alpha": None,
+    "packing": False,
+    "packing_strategy": "bfd",
+    "pad_to_multiple_of": None,
+    "padding_free": False,
+    "router_aux_loss_coef": None,
+    "shuffle_dataset": False,
+    # The forward goes past the compiled wrapper.
+    "torch_compile": False,
+    "truncation_mode": "keep_start",
+}
+# Arguments that an objective does not read.
+_UNREAD = {
+    "auto": ("beta", "chunk_temperature"),
+    "chunk_rkl": ("beta", "chunk_temperature"),
+    "chunk_jsd": ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage"),
+}
+
+
+def refuse_unsupported(args: Any) -> None:
+    """Refuse what would be ignored."""
+    _check_literals(args)
+    for name, value in ONLY_VALUE.items():
+        if getattr(args, name) != value:
+            raise ConfigError(
+                f"`{name}={getattr(args, name)!r}` is not supported by cross-tokenizer distillation and would be "
+                f"ignored. Leave it at `{value!r}`."
+            )
+    for name in _UNREAD[args.objective]:
+        if getattr(args, name) != (default := type(args).__dataclass_fields__[name].default):
+            raise ConfigError(
+                f"`{name}={getattr(args, name)!r}` has no effect on `objective={args.objective!r}`. Leave it at "
+                f"{default!r}, or choose another objective."
+            )
+    for name in ("fp16", "use_liger_kernel"):
+        if getattr(args, name) and args.use_cpu:
+            raise ConfigError(f"`{name}=True` has no effect on a CPU, where float32 is used. Leave it at False.")
+
+
+def check_ranges(args: Any) -> None:
+    """Refuse numbers that are none or out of range."""
+    for name in ("temperature", "chunk_temperature", "min_coverage", "advantage_clip"):
+        value = getattr(args, name)
+        if not isinstance(value, int | float) and (name != "advantage_clip" or value is not None):
+            raise ConfigError(f"`{name}` must be a number, got {value!r}.")
+    for name in ("temperature", "chunk_temperature"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise ConfigError(f"`{name}` must be positive and finite, got {getattr(args, name)}.")
+    if not 0 <= args.min_coverage <= 1:
+        raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {args.min_coverage}.")
+    if args.advantage_clip is not None and not args.advantage_clip > 0:
+        raise ConfigError(
+            f"`advantage_clip` must be positive, got {args.advantage_clip}. Use None to switch clipping off."
+        )
+    for name in ("block_size", "generation_batch_size", "max_new_tokens"):
+        value = getattr(args, name)
+        if value is None and name != "max_new_tokens":
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+    if args.max_length is not None and args.max_new_tokens >= args.max_length:
+        raise ConfigError(
+            f"`max_new_tokens={args.max_new_tokens}` leaves no room for a prompt within "
+            f"`max_length={args.max_length}`, which counts prompt and completion. Raise `max_length`, set it to "
+            "None, or lower `max_new_tokens`."
+        )
+
+
+def check_teacher(args: Any) -> None:
+    """Refuse contradictions in how the teacher is to be loaded."""
+    for name in ("teacher_model_init_kwargs", *DICTIONARIES):
+        value = getattr(args, name)
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"`{name}` must be a dictionary, or JSON of one that starts with {{, got {value!r}.")
+    loading, quantization = args.teacher_model_init_kwargs or {}, args.teacher_quantization_config
+    if args.load_teacher_in_4bit and quantization is not None:
+        raise ConfigError(
+            f"`load_teacher_in_4bit` and `teacher_quantization_config={quantization!r}` both say how to quantize "
+            "the teacher. Keep one of them."
+        )
+    if (args.load_teacher_in_4bit or quantization is not None) and "quantization_config" in loading:
+        raise ConfigError(
+            "`teacher_model_init_kwargs` holds a `quantization_config` beside `load_teacher_in_4bit` or "
+            "`teacher_quantization_config`. Keep one of them."
+        )
+    if quantization is not None:
+        _check_quantization(quantization)
+    dtype = loading.get("dtype", "auto")
+    if dtype not in ("auto", None) and not isinstance(vars(torch).get(str(dtype).removeprefix("torch.")), torch.dtype):
+        raise ConfigError(
+            f"`teacher_model_init_kwargs` has the dtype {dtype!r}, which torch does not know. Use for example "
+            "'bfloat16', or 'auto' for the precision it was saved in."
+        )
+
+
+def _check_quantization(quantization: dict[str, Any]) -> None:
+    """Refuse what `BitsAndBytesConfig` would pass over without a word, and so load the teacher unquantized."""
+    known = [*inspect.signature(BitsAndBytesConfig).parameters, "quant_method", "_load_in_4bit", "_load_in_8bit"]
+    unknown = [name for name in quantization if name not in known or name == "kwargs"]
+    if unknown or not (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
+        found = f"unknown settings {unknown}" if unknown else "neither `load_in_4bit` nor `load_in_8bit`"
+        raise ConfigError(
+            f"`teacher_quantization_config={quantization!r}` has {found}, so the teacher would not be quantized as "
+            "asked. Give the arguments of `BitsAndBytesConfig`, for example {'load_in_4bit': True}."
+        )
+
+
+def read_charge(value: Any) -> float:
+    """The charge as a number."""
+    try:
+        charge = float(value)
+    except (TypeError, ValueError):
+        charge = math.nan
+    if not -math.inf < charge <= 0:
+        raise ConfigError(
+            f"`dropped_advantage` must be 'mean' or a finite number of at most zero (more is a reward), got {value!r}."
+        )
+    return charge
+
+
+def _check_literals(args: Any) -> None:
+    for item in fields(args):
+        allowed, value = get_args(item.type), getattr(args, item.name)
+        if get_origin(item.type) is Literal and value not in allowed:
+            raise ConfigError(f"`{item.name}` must be one of {', '.join(allowed)}, got {value!r}.")
