@@ -183,9 +183,17 @@ class Reference:
     def _trained_chunks(self, ids: list[int]) -> list[int]:
         """Chunk of each token, without the last one of a completion that was cut off."""
         alignment = self.aligner.align(ids)
-        if self.aligner.same_vocabulary or (ids and ids[-1] in self.aligner.student_stop_ids):
-            return alignment.student_chunks
-        return [-1 if chunk == alignment.num_chunks - 1 else chunk for chunk in alignment.student_chunks]
+        left_out = {-1}
+        if not self.aligner.same_vocabulary and not (ids and ids[-1] in self.aligner.student_stop_ids):
+            left_out.add(alignment.num_chunks - 1)
+        most = 1 if self.args.one_to_one_only else self.args.max_chunk_tokens
+        for chunk in range(alignment.num_chunks):
+            if (
+                most is not None
+                and max(side.count(chunk) for side in (alignment.student_chunks, alignment.teacher_chunks)) > most
+            ):
+                left_out.add(chunk)
+        return [-1 if chunk in left_out else chunk for chunk in alignment.student_chunks]
 
     def corrections_of(self, prompt: str, ids: list[int]) -> list[float]:
         """What `segmentation="text"` takes off the advantage of each token of a completion."""

@@ -1,6 +1,8 @@
 """What a run reports: names, ratios of sums, and when it stops."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tests import real_tokenizers
 from trl_xtok import Alignment, TokenizerAligner
 from trl_xtok.errors import CoverageError
 from trl_xtok.training.metrics import DROP_REASONS, PHASES, CoverageGuard, RunMetrics
-from trl_xtok.training.window import CHARGED_REASONS, Rollout, assemble
+from trl_xtok.training.window import CHARGED_REASONS, Rollout, Selection, assemble
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,12 @@ def rollout(aligner: TokenizerAligner, text: str, *, stopped: bool, prompt_lengt
 
 
 def micro_batch(*rollouts: Rollout):
+    return assembled(rollouts, Selection())
+
+
+def assembled(rollouts: Sequence[Rollout], selection: Selection):
     scores = torch.zeros(sum(len(rollout.alignment.teacher_ids) for rollout in rollouts))
-    options = {"charge_dropped": True, "keep_unfinished": False}
-    return assemble(rollouts, scores, pad_id=0, device=torch.device("cpu"), **options)
+    return assemble(rollouts, scores, pad_id=0, device=torch.device("cpu"), selection=selection)
 
 
 def collected(accelerator: Accelerator, *batches) -> dict[str, float]:
@@ -45,7 +50,26 @@ def test_every_reason_to_drop_a_token_has_a_metric():
     documented = re.search(r"in no chunk, `None` if it is in one: (.*)\n    *end_chunk", Alignment.__doc__, re.DOTALL)
     named = set(re.findall(r"`(\w+)` \(", documented[1]))
     assert named >= {"unknown_id", "invalid_utf8", "cut_character", "normalized", "unspellable"}
-    assert named | {"teacher", "unfinished"} == set(DROP_REASONS)
+    assert named | {"long_chunk", "not_one_to_one", "teacher", "unfinished"} == set(DROP_REASONS)
+
+
+@pytest.mark.parametrize(
+    ("selection", "reason", "most"),
+    [
+        (Selection(one_to_one_only=True), "not_one_to_one", 1),
+        (Selection(max_chunk_tokens=2), "long_chunk", 2),
+        (Selection(max_chunk_tokens=1), "long_chunk", 1),
+    ],
+)
+def test_chunks_can_be_left_out_by_their_size(aligner, selection, reason, most):
+    row = rollout(aligner, "In 2024 die Donaudampfschifffahrtsgesellschaft 你好", stopped=True)
+    sizes = Counter(row.alignment.student_chunks) | Counter(row.alignment.teacher_chunks)
+    assert max(sizes.values()) > 2
+    batch = assembled([row], selection)
+    kept = batch.chunks.tolist()
+    assert kept == [chunk if sizes[chunk] <= most else -1 for chunk in row.alignment.student_chunks]
+    assert batch.dropped == {reason: kept.count(-1)}
+    assert not batch.charged.any()
 
 
 def test_what_is_charged_is_something_that_is_dropped():

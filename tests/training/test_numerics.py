@@ -73,6 +73,12 @@ def test_chunk_jsd(byteless, monkeypatch, beta, temperature, batch_size):
     assert_as_reference(byteless, batch_size)
 
 
+@pytest.mark.parametrize(("name", "value"), [("one_to_one_only", True), ("max_chunk_tokens", 2)])
+@pytest.mark.parametrize("segmentation", ["path", "text"])
+def test_chunks_left_out_by_their_size(build, byteless_teacher_path, segmentation, name, value):
+    assert_as_reference(build(byteless_teacher_path, segmentation=segmentation, **{name: value}))
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("segmentation", ["path", "text"])
 def test_clipping_comes_after_the_text_correction(byteless, monkeypatch, segmentation, clip):

@@ -41,6 +41,11 @@ class CrossTokenizerGKDConfig(GKDConfig):
         dropped_advantage (`float` or `"mean"`, *optional*, defaults to `"mean"`):
             Advantage of sampled tokens that the student itself made unscorable (invalid UTF-8, unknown ids). `"mean"`
             is the mean advantage of the scored tokens of the optimizer step, at most zero. `0.0` does not charge them.
+        max_chunk_tokens (`int`, *optional*):
+            Chunks with more tokens than this on either side are dropped. `None` keeps all.
+        one_to_one_only (`bool`, *optional*, defaults to `False`):
+            Whether to drop all chunks of more than one token on either side. An ablation: it lowers coverage, and the
+            student learns to write what is dropped.
         min_coverage (`float`, *optional*, defaults to `0.5`):
             Training stops with an error when the share of sampled tokens that can be trained on stays below this.
         loss_backend (`str`, *optional*, defaults to `"auto"`):
@@ -99,6 +104,12 @@ class CrossTokenizerGKDConfig(GKDConfig):
             "help": "Advantage of sampled tokens that the student itself made unscorable: a number, or `mean` for the "
             "mean of the scored tokens, at most zero."
         },
+    )
+    max_chunk_tokens: int | None = field(
+        default=None, metadata={"help": "Chunks with more tokens than this on either side are dropped."}
+    )
+    one_to_one_only: bool = field(
+        default=False, metadata={"help": "Whether to drop all chunks of more than one token on either side."}
     )
     min_coverage: float = field(
         default=0.5,

@@ -84,7 +84,7 @@ def check_ranges(args: Any) -> None:
         raise ConfigError(
             f"`advantage_clip` must be positive, got {args.advantage_clip}. Use None to switch clipping off."
         )
-    for name in ("block_size", "generation_batch_size", "max_new_tokens"):
+    for name in ("block_size", "generation_batch_size", "max_chunk_tokens", "max_new_tokens"):
         value = getattr(args, name)
         if value is None and name != "max_new_tokens":
             continue

@@ -20,9 +20,11 @@ from .window import MicroBatch
 DROP_REASONS = (
     "cut_character",
     "invalid_utf8",
+    "long_chunk",
     "no_teacher_end",
     "no_text",
     "normalized",
+    "not_one_to_one",
     "teacher",
     "unfinished",
     "unknown_id",

@@ -167,6 +167,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         # The parent samples without a KV cache when gradient checkpointing is on; it is off while we sample.
         self.generation_config.use_cache = True
         self.aligner = setup.make_aligner(collator, self.generation_config)
+        self._selection = setup.make_selection(args, self.aligner)
         loading.let_gradients_through(self.model)
         check_head(causal_lm(self.model), "student")
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
@@ -224,8 +225,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             teacher_logps,
             pad_id=self.processing_class.pad_token_id,
             device=self.args.device,
-            charge_dropped=self.args.charges_dropped,
-            keep_unfinished=self.aligner.same_vocabulary,
+            selection=self._selection,
         )
 
     def _fix_window(self, batches: Sequence[MicroBatch], mode: Literal["train", "eval"]) -> Tensor:

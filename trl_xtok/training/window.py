@@ -140,14 +140,36 @@ class MicroBatch:
         return len(self.teacher_logps)
 
 
+class Selection(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        charge_dropped: Whether tokens that the student made unscorable are trained on with a charge.
+        keep_unfinished: Whether the last chunk of a completion without stop token is trained on. It is complete where
+            both sides have one tokenizer.
+        one_to_one_only: Whether to leave out chunks of more than one token on either side.
+        max_chunk_tokens: Most tokens that a chunk may have on either side; `None` for no limit.
+    """
+
+    charge_dropped: bool = True
+    keep_unfinished: bool = False
+    one_to_one_only: bool = False
+    max_chunk_tokens: int | None = None
+
+    def drop_reason(self, tokens: int) -> str | None:
+        """Why a chunk with this many tokens on its longer side is left out, or `None`."""
+        if self.one_to_one_only and tokens > 1:
+            return "not_one_to_one"
+        return "long_chunk" if self.max_chunk_tokens is not None and tokens > self.max_chunk_tokens else None
+
+
 def assemble(
     rollouts: Sequence[Rollout],
     teacher_token_logps: Float[Tensor, " teacher_tokens"],
     *,
     pad_id: int,
     device: torch.device,
-    charge_dropped: bool,
-    keep_unfinished: bool,
+    selection: Selection,
 ) -> MicroBatch:
     """Put aligned rollouts and their teacher scores together.
 
@@ -157,9 +179,7 @@ def assemble(
             teacher could not say.
         pad_id: Padding id of the student.
         device: Where the student is.
-        charge_dropped: Whether tokens that the student made unscorable are trained on with a charge.
-        keep_unfinished: Whether the last chunk of a completion without stop token is trained on. It is complete where
-            both sides have one tokenizer.
+        selection: What is trained on.
     """
     chunks, teacher_chunks, reasons, chunk_bytes = [], [], [], []
     unfinished: set[int] = set()
@@ -169,24 +189,26 @@ def assemble(
         teacher_chunks += (c + offset if c >= 0 else -1 for c in alignment.teacher_chunks)
         reasons += alignment.drop_reasons
         chunk_bytes += _bytes_by_chunk(alignment)
-        if alignment.num_chunks and not rollout.stopped and not keep_unfinished:
+        if alignment.num_chunks and not rollout.stopped and not selection.keep_unfinished:
             unfinished.add(len(chunk_bytes) - 1)
     scorer = teacher_token_logps.device
     teacher_logps = sum_by_chunk(teacher_token_logps, torch.tensor(teacher_chunks, device=scorer), len(chunk_bytes))
     scored = teacher_logps.isfinite().tolist()
+    # The larger of the two counts of tokens.
+    sizes = Counter(chunks) | Counter(teacher_chunks)
     for token, chunk in enumerate(chunks):
-        if chunk in unfinished:
-            chunks[token], reasons[token] = -1, "unfinished"
-        elif chunk >= 0 and not scored[chunk]:
-            chunks[token], reasons[token] = -1, "teacher"
+        if chunk < 0:
+            continue
+        reason = "unfinished" if chunk in unfinished else None if scored[chunk] else "teacher"
+        if reason := reason or selection.drop_reason(sizes[chunk]):
+            chunks[token], reasons[token] = -1, reason
+    charged = [selection.charge_dropped and reason in CHARGED_REASONS for reason in reasons]
     return MicroBatch(
         packed=pack([r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts], pad_id, device),
         chunks=to_device(torch.tensor(chunks, dtype=torch.long), device),
         teacher_logps=teacher_logps.nan_to_num(0.0, 0.0, 0.0).to(device),
         chunk_bytes=to_device(torch.tensor(chunk_bytes, dtype=torch.long), device),
-        charged=to_device(
-            torch.tensor([charge_dropped and r in CHARGED_REASONS for r in reasons], dtype=torch.bool), device
-        ),
+        charged=to_device(torch.tensor(charged, dtype=torch.bool), device),
         dropped=Counter(reason for reason in reasons if reason is not None),
         rollouts=rollouts,
     )
