@@ -75,6 +75,15 @@ def test_nothing_is_ever_nan_or_below_zero(student, teacher, beta, temperature):
         assert losses.sum() > -1e-5
 
 
+@pytest.mark.parametrize("temperature", [1.0, 50.0, 1000.0])
+@pytest.mark.parametrize("logp", [-1e-7, -1.2e-6, -1e-5, -0.69, -0.7])
+def test_the_gradient_of_a_certain_chunk_is_finite(logp, temperature):
+    student = torch.tensor([logp], requires_grad=True)
+    losses = chunk_jsd(student, torch.tensor([-2.0]), torch.tensor([0]), temperature=temperature)
+    (gradient,) = torch.autograd.grad(losses.sum(), student)
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("beta", BETAS)
 def test_equal_chunks_cost_nothing_and_pull_nowhere(beta):
     student = torch.tensor([-0.3, -0.2, -1.5], requires_grad=True)

@@ -1,10 +1,10 @@
-"""`vocab_jsd` against the divergence of whole logits: values, gradients, events, memory."""
+"""`vocab_jsd` against the divergence of whole logits: values, gradients, events."""
 
 import pytest
 import torch
 
 from tests.objectives.plain import operands
-from trl_xtok.errors import ModelError
+from trl_xtok.errors import ConfigError, ModelError
 from trl_xtok.objectives import EventMap, LMHead, generalized_jsd, vocab_jsd
 from trl_xtok.training.trl_compat import GKDTrainer
 
@@ -17,6 +17,12 @@ CLASSES = (
     # Event 5 is the teacher's alone.
     EventMap(classes=torch.arange(41) % 6, num_events=6),
 )
+# What a padded head and tokens without a class need: classes of some of the columns.
+SOME = (
+    EventMap(columns=torch.arange(30), classes=torch.arange(30) % 7, num_events=7),
+    EventMap(columns=torch.arange(40, 4, -1), classes=torch.arange(36) % 7, num_events=7),
+)
+MAPS = {"all tokens": (ALL, ALL), "shared tokens": SHARED, "classes": CLASSES, "classes of some tokens": SOME}
 
 
 def logits_of(hidden, head, temperature):
@@ -53,7 +59,7 @@ def pair(*, trains, same=False, softcap=None, scale=1.0):
 @pytest.mark.parametrize("block_size", [1, 12, None], ids=["one row", "ragged", "default"])
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
 @pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("maps", [(ALL, ALL), SHARED, CLASSES], ids=["all tokens", "shared tokens", "classes"])
+@pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
 def test_blocks_change_neither_value_nor_gradient(maps, beta, trains, block_size):
     hidden, head, teacher_hidden, teacher_head, upstream = pair(trains=trains, same=maps[0] is ALL)
     inputs = [hidden, head.weight, head.bias] if trains else [hidden]
@@ -77,7 +83,7 @@ def test_blocks_change_neither_value_nor_gradient(maps, beta, trains, block_size
     )
 
 
-@pytest.mark.parametrize("maps", [(ALL, ALL), SHARED, CLASSES], ids=["all tokens", "shared tokens", "classes"])
+@pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize(("softcap", "scale", "temperature"), [(2.0, 0.3, 0.7), (None, -2.0, 3.0)])
 def test_cap_scale_and_temperature(softcap, scale, temperature, maps):
     hidden, head, *teacher, upstream = pair(trains=True, same=maps[0] is ALL, softcap=softcap, scale=scale)
@@ -107,6 +113,30 @@ def test_over_the_whole_vocabulary_it_is_the_loss_of_gkd(beta):
     torch.testing.assert_close(
         torch.autograd.grad(actual, hidden), torch.autograd.grad(expected, hidden), atol=1e-5, rtol=1e-4
     )
+
+
+def test_forward_kl_pulls_hardest_at_what_the_student_finds_impossible():
+    """The example of GKD's loss: the student is sure of one token, the teacher of another one."""
+    student, teacher = torch.tensor([[100.0, 0.0]]).requires_grad_(), torch.tensor([[0.0, 100.0]])
+    head = LMHead(torch.eye(2))
+    values = vocab_jsd(student, head, teacher, head, student_events=ALL, teacher_events=ALL, beta=0.0)
+    (gradient,) = torch.autograd.grad(values.sum(), student)
+    torch.testing.assert_close(values, torch.tensor([100.0]))
+    torch.testing.assert_close(gradient, torch.tensor([[1.0, -1.0]]))
+
+
+@pytest.mark.parametrize(("temperature", "block_size"), [(0.0, None), (float("inf"), None), (1.0, 0)])
+def test_blocks_and_temperature_must_be_positive(temperature, block_size):
+    hidden, head, *teacher, _ = pair(trains=False, same=True)
+    options = {"student_events": ALL, "teacher_events": ALL, "temperature": temperature, "block_size": block_size}
+    with pytest.raises(ConfigError, match="positive"):
+        vocab_jsd(hidden, head, *teacher, **options)
+
+
+@pytest.mark.parametrize(("classes", "num_events"), [([0, 1], None), ([-1, 0], 2), ([0, 2], 2)])
+def test_classes_are_numbered_from_zero(classes, num_events):
+    with pytest.raises(ModelError, match="Number them from 0"):
+        EventMap(classes=torch.tensor(classes), num_events=num_events)
 
 
 @pytest.mark.parametrize("beta", BETAS)

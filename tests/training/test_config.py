@@ -52,6 +52,11 @@ def test_half_precision_can_be_asked_for():
         ("max_new_tokens", None),
         ("block_size", 1.5),
         ("advantage_clip", "none"),
+        ("chunk_temperature", 0.0),
+        ("max_chunk_tokens", 0),
+        ("max_chunk_tokens", True),
+        ("advantage_baseline", "median"),
+        ("beta", math.nan),
         ("advantage_clip", 0.0),
         ("advantage_clip", -1.0),
         ("advantage_clip", math.nan),
@@ -160,6 +165,17 @@ def test_an_inherited_argument_that_nothing_reads_may_be_given_at_its_default(na
 def test_an_argument_that_the_objective_does_not_read_is_refused(objective, name, value):
     with pytest.raises(ConfigError, match=f"`{name}={value!r}` has no effect on `objective='{objective}'`"):
         config(objective=objective, **{name: value})
+
+
+def test_a_fixed_charge_beside_a_mean_baseline_is_refused():
+    with pytest.raises(ConfigError, match=r"`dropped_advantage=-1.0` beside `advantage_baseline='mean'`"):
+        config(dropped_advantage=-1.0, advantage_baseline="mean")
+    assert config(dropped_advantage=0.0, advantage_baseline="mean").dropped_advantage == 0
+
+
+def test_one_limit_for_the_size_of_chunks():
+    with pytest.raises(ConfigError, match="`max_chunk_tokens=4` has no effect beside `one_to_one_only=True`"):
+        config(max_chunk_tokens=4, one_to_one_only=True)
 
 
 def test_there_is_one_way_to_quantize_the_teacher():

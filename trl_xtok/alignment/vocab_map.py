@@ -38,10 +38,10 @@ class PrefixClasses(NamedTuple):
 
 
 def shared_tokens(student: TextEncoder, teacher: TextEncoder, ends: tuple[int, int] | None) -> SharedTokens:
-    """Pairs of text tokens with equal bytes, and of markers with equal content.
+    """Pairs of text tokens with equal bytes, and of markers that are no special tokens with equal content.
 
-    Of several tokens with the same bytes that one counts which the tokenizer itself would take; a byte's own token
-    (`<0x41>`) stands behind the character.
+    Of several tokens with the same bytes the first one counts; a byte's own token (`<0x41>`) stands behind the
+    character.
 
     Args:
         student: Encodes for the student.
@@ -51,7 +51,7 @@ def shared_tokens(student: TextEncoder, teacher: TextEncoder, ends: tuple[int, i
     ours, theirs = _by_bytes(student), _by_bytes(teacher)
     pairs = {ours[piece]: theirs[piece] for piece in ours.keys() & theirs.keys()}
     if ends is not None:
-        pairs[ends[0]] = ends[1]
+        pairs = {ours: theirs for ours, theirs in pairs.items() if theirs != ends[1]} | {ends[0]: ends[1]}
     ordered = sorted(pairs.items())
     return SharedTokens([pair[0] for pair in ordered], [pair[1] for pair in ordered])
 
@@ -113,7 +113,7 @@ def _first_tokens(of: TextEncoder, by: TextEncoder) -> Iterator[tuple[int, int]]
         if first is None:
             spelling = Spelling()
             by.spell(piece, spelling)
-            first = spelling.ids[0]
+            first = spelling.ids[0] if spelling.reasons[0] is None else None
         if first is not None:
             yield token_id, first
 

@@ -102,8 +102,11 @@ def chunk_jsd(
 def _coin(chunk_logps: Float[Tensor, " chunks"], temperature: float) -> Float[Tensor, "chunks 2"]:
     """Log-probs that the chunk is written and that it is not."""
     written = chunk_logps.clamp(max=_MOST_CERTAIN) / temperature
-    # Each branch is exact where the other rounds.
-    otherwise = torch.where(written > -math.log(2), (-torch.expm1(written)).log(), torch.log1p(-written.exp()))
+    # Each branch is exact where the other rounds, and is kept away from where its gradient is not finite.
+    likely = written > -math.log(2)
+    otherwise = torch.where(
+        likely, (-torch.expm1(written)).log(), torch.log1p(-written.masked_fill(likely, -1.0).exp())
+    )
     return torch.stack([written, otherwise], dim=-1)
 
 

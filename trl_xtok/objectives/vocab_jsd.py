@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from .logps import LMHead, default_block_size, matmul_dtype
 from .torch_logps import Plan, add_matmul_, matmul
 
 
 # Logits of both sides, their log-probs over events, mixture and gradient: what a block may hold is shared by these.
-_BUFFERS = 4
+_BUFFERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,29 @@ class EventMap:
             `None` for all tokens.
         classes: Event of each token that takes part; `None` if each is an event of its own.
         num_events: How many events there are; `None` if it is the number of tokens that take part.
+
+    Raises:
+        ModelError: If classes are given without their number, or one of them is out of its range.
     """
 
     columns: Int[Tensor, " events"] | None = None
     classes: Int[Tensor, " tokens"] | None = None
     num_events: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.classes is None:
+            return
+        if self.num_events is None or not 0 <= int(self.classes.min()) <= int(self.classes.max()) < self.num_events:
+            raise ModelError(
+                f"Classes run from {self.classes.min()} to {self.classes.max()} of num_events={self.num_events}. "
+                "Number them from 0, give their number, and leave tokens without a class out of `columns`."
+            )
+
+    def without_tokens(self) -> Bool[Tensor, " events"] | None:
+        """Events that no token of this side makes up, `None` if there can be none."""
+        if self.classes is None:
+            return None
+        return torch.bincount(self.classes, minlength=cast(int, self.num_events)) == 0
 
     def token_logps_(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows tokens"]:
         """Log-probs of the tokens that take part; takes the place of `logits` if all of them do."""
@@ -44,12 +62,16 @@ class EventMap:
         return taking_part.sub_(taking_part.logsumexp(dim=1, keepdim=True))
 
     def event_logps(self, token_logps: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows events"]:
-        """Log-probs of the events; an event without probability gets a very small one."""
+        """Log-probs of the events; an event without tokens gets a very small one."""
         if self.classes is None:
             return token_logps
-        sums = token_logps.new_zeros(len(token_logps), cast(int, self.num_events))
-        sums.index_add_(1, self.classes, token_logps.exp())
-        return sums.clamp_(min=torch.finfo(sums.dtype).tiny).log_()
+        shape = len(token_logps), cast(int, self.num_events)
+        largest = token_logps.new_full(shape, -math.inf)
+        largest.scatter_reduce_(1, self.classes.expand_as(token_logps), token_logps, "amax")
+        sums = token_logps.new_zeros(shape)
+        sums.index_add_(1, self.classes, (token_logps - largest[:, self.classes]).exp_())
+        smallest = math.log(torch.finfo(sums.dtype).tiny)
+        return sums.log_().add_(largest).masked_fill_(sums.isnan() | largest.isinf(), smallest)
 
     def spread(
         self,
@@ -97,6 +119,7 @@ def vocab_jsd(
             counted; `None` means `default_block_size` for the larger vocabulary.
 
     Raises:
+        ConfigError: If temperature or block size is not positive.
         ModelError: If the two sides do not have the same number of positions.
     """
     if len(student_hidden) != len(teacher_hidden):
@@ -105,14 +128,21 @@ def vocab_jsd(
             "Select one hidden state per position on each side."
         )
     weight, bias = student_head.weight, student_head.bias
-    size = block_size or default_block_size(max(len(weight), len(teacher_head.weight)))
+    size = default_block_size(max(len(weight), len(teacher_head.weight))) if block_size is None else block_size
+    if not 0 < temperature < math.inf or size < 1:
+        raise ConfigError(
+            f"temperature={temperature} and block_size={size} were given, but logits can only be divided by a "
+            "positive finite temperature and handled in blocks of at least one position. Pass positive values."
+        )
     pair = _Pair(
         student=Plan(student_head.scale, student_head.softcap, temperature, size, matmul_dtype(student_hidden)),
         student_events=student_events,
         teacher=Plan(teacher_head.scale, teacher_head.softcap, temperature, size, matmul_dtype(teacher_hidden)),
         teacher_events=teacher_events,
         teacher_hidden=teacher_hidden.detach(),
-        teacher_head=teacher_head,
+        teacher_weight=teacher_head.weight.detach().to(matmul_dtype(teacher_hidden)),
+        teacher_bias=None if teacher_head.bias is None else teacher_head.bias.detach(),
+        unreachable=student_events.without_tokens(),
         beta=beta,
     )
     hidden = student_hidden if torch.is_grad_enabled() else student_hidden.detach()
@@ -127,7 +157,9 @@ class _Pair(NamedTuple):
     teacher: Plan
     teacher_events: EventMap
     teacher_hidden: Tensor
-    teacher_head: LMHead
+    teacher_weight: Tensor
+    teacher_bias: Tensor | None
+    unreachable: Bool[Tensor, " events"] | None
     beta: float
 
     def blocks(self) -> Iterator[slice]:
@@ -195,14 +227,13 @@ def _compare(
     with_pull: bool,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocab"] | None]:
     """Divergence of each row, and its derivative with respect to the student's `hidden @ head.T + bias`."""
-    teacher_weight = pair.teacher_head.weight.to(pair.teacher.dtype)
-    teacher_bias = pair.teacher_head.bias
-    logits, _ = _logits(pair.teacher_hidden[rows], teacher_weight, teacher_bias, pair.teacher, with_slope=False)
+    states, weight = pair.teacher_hidden[rows], pair.teacher_weight
+    logits, _ = _logits(states, weight, pair.teacher_bias, pair.teacher, with_slope=False)
     teacher = pair.teacher_events.event_logps(pair.teacher_events.token_logps_(logits))
     logits, slope = _logits(hidden, head, bias, pair.student, with_slope=with_pull)
     tokens = pair.student_events.token_logps_(logits)
     student = pair.student_events.event_logps(tokens)
-    value, pull = _jsd_and_pull(student, teacher.to(student.dtype), pair.beta)
+    value, pull = _jsd_and_pull(student, teacher.to(student.dtype), pair.beta, pair.unreachable)
     if not with_pull:
         return value, None
     pull = pair.student_events.spread(pull, student, tokens, len(head)).mul_(pair.student.factor)
@@ -220,15 +251,19 @@ def _logits(
 
 
 def _jsd_and_pull(
-    student: Float[Tensor, "rows events"], teacher: Float[Tensor, "rows events"], beta: float
+    student: Float[Tensor, "rows events"],
+    teacher: Float[Tensor, "rows events"],
+    beta: float,
+    unreachable: Bool[Tensor, " events"] | None,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows events"]]:
     """Generalised JSD, and its derivative with respect to the student's logits of the events."""
     own = student.exp()
     if beta == 0:
         target = teacher.exp()
         value = (target * (teacher - student)).sum(1)
-        # What no token of the student can reach pulls at nothing.
-        target.masked_fill_(own <= torch.finfo(own.dtype).tiny, 0)
+        if unreachable is not None:
+            # What no token of the student makes up pulls at nothing.
+            target.masked_fill_(unreachable, 0)
         return value, own.mul_(target.sum(dim=1, keepdim=True)).sub_(target)
     mixture = teacher if beta == 1 else torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
     weighted = (student - mixture).mul_(own)

@@ -34,10 +34,10 @@ class CrossTokenizerGKDConfig(GKDConfig):
             `"path"` scores the tokens that the student sampled. `"text"` also scores the student's own canonical
             tokenization of the same text and takes away the reward for spreading one text over many tokenizations.
         advantage_clip (`float` or `None`, *optional*, defaults to `10.0`):
-            Largest absolute advantage of a token, in nats. `None` switches clipping off.
+            Largest absolute advantage of a token, in nats, before the baseline. `None` switches clipping off.
         advantage_baseline (`str`, *optional*, defaults to `"none"`):
             `"mean"` subtracts the mean advantage of the optimizer step, which lowers the variance of the gradient.
-            Several micro-batches in a step then cost a second forward pass of the student.
+            Several micro-batches or processes then cost a second forward pass of the student.
         dropped_advantage (`float` or `"mean"`, *optional*, defaults to `"mean"`):
             Advantage of sampled tokens that the student itself made unscorable (invalid UTF-8, unknown ids). `"mean"`
             is the mean advantage of the scored tokens of the optimizer step, at most zero. `0.0` does not charge them.
@@ -159,7 +159,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
         check_ranges(self)
         check_teacher(self)
         if self.dropped_advantage != "mean":
-            self.dropped_advantage = read_charge(self.dropped_advantage)
+            self.dropped_advantage = read_charge(self.dropped_advantage, self.advantage_baseline)
 
     @property
     def charges_dropped(self) -> bool:

@@ -64,6 +64,10 @@ def refuse_unsupported(args: Any) -> None:
                 f"`{name}={getattr(args, name)!r}` has no effect on `objective={args.objective!r}`. Leave it at "
                 f"{default!r}, or choose another objective."
             )
+    if args.one_to_one_only and args.max_chunk_tokens is not None:
+        raise ConfigError(
+            f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
+        )
     for name in ("fp16", "use_liger_kernel"):
         if getattr(args, name) and args.use_cpu:
             raise ConfigError(f"`{name}=True` has no effect on a CPU, where float32 is used. Leave it at False.")
@@ -78,6 +82,8 @@ def check_ranges(args: Any) -> None:
     for name in ("temperature", "chunk_temperature"):
         if not 0 < getattr(args, name) < math.inf:
             raise ConfigError(f"`{name}` must be positive and finite, got {getattr(args, name)}.")
+    if not 0 <= args.beta <= 1:
+        raise ConfigError(f"`beta` must be in [0, 1], got {args.beta}.")
     if not 0 <= args.min_coverage <= 1:
         raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {args.min_coverage}.")
     if args.advantage_clip is not None and not args.advantage_clip > 0:
@@ -88,7 +94,7 @@ def check_ranges(args: Any) -> None:
         value = getattr(args, name)
         if value is None and name != "max_new_tokens":
             continue
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
     if args.max_length is not None and args.max_new_tokens >= args.max_length:
         raise ConfigError(
@@ -137,7 +143,7 @@ def _check_quantization(quantization: dict[str, Any]) -> None:
         )
 
 
-def read_charge(value: Any) -> float:
+def read_charge(value: Any, baseline: str) -> float:
     """The charge as a number."""
     try:
         charge = float(value)
@@ -146,6 +152,11 @@ def read_charge(value: Any) -> float:
     if not -math.inf < charge <= 0:
         raise ConfigError(
             f"`dropped_advantage` must be 'mean' or a finite number of at most zero (more is a reward), got {value!r}."
+        )
+    if charge < 0 and baseline == "mean":
+        raise ConfigError(
+            f"`dropped_advantage={charge}` beside `advantage_baseline='mean'` is a reward where the mean is lower. "
+            "Use 'mean' or 0.0, or no baseline."
         )
     return charge
 

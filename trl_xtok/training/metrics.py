@@ -77,7 +77,8 @@ class CoverageGuard:
                 f"{self.min_coverage}` for {self._low_steps} optimizer steps in a row. The metrics `xtok/dropped_*` "
                 "say why. Many `unfinished` or `cut_character` tokens: raise `max_new_tokens`. Many `normalized` or "
                 "`unspellable` ones: choose a teacher whose tokenizer can spell the texts. Many `invalid_utf8` or "
-                "`unknown_id` ones: lower `learning_rate`."
+                "`unknown_id` ones: lower `learning_rate`. Many `not_one_to_one` or `long_chunk` ones: that was asked "
+                "for."
             )
 
 

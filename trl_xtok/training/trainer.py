@@ -167,7 +167,6 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         # The parent samples without a KV cache when gradient checkpointing is on; it is off while we sample.
         self.generation_config.use_cache = True
         self.aligner = setup.make_aligner(collator, self.generation_config)
-        self._selection = setup.make_selection(args, self.aligner)
         loading.let_gradients_through(self.model)
         check_head(causal_lm(self.model), "student")
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
@@ -225,7 +224,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             teacher_logps,
             pad_id=self.processing_class.pad_token_id,
             device=self.args.device,
-            selection=self._selection,
+            selection=setup.make_selection(self.args, self.aligner),
         )
 
     def _fix_window(self, batches: Sequence[MicroBatch], mode: Literal["train", "eval"]) -> Tensor:
@@ -239,7 +238,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             for batch in batches:
                 add_canonical_paths(batch, score, pad_id=self.processing_class.pad_token_id, device=self.args.device)
         is_whole_step = len(batches) == self.accelerator.num_processes == 1
-        if (charged or self.args.advantage_baseline == "mean") and not is_whole_step:
+        needs_mean = self.args.advantage_baseline == "mean" or (charged and self.args.dropped_advantage == "mean")
+        if needs_mean and not is_whole_step:
             fix_means(batches, score, self.args, self.accelerator)
         return (counts[0] + counts[1]).clamp(min=1)
 
