@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from tests.alignment import texts
 from tests.alignment.pairs import aligner, pair_id, sampled, tokenizer
 from trl_xtok import TokenizerAligner
+from trl_xtok.alignment.text_encoder import TextEncoder
+from trl_xtok.alignment.vocab_map import prefix_classes
 
 
 KINDS = {
@@ -55,19 +57,28 @@ def seconds(student: str, teacher: str, student_ids: list[int]) -> float:
     return time.process_time() - start
 
 
+def seconds_of_the_tokenizer_alone(student: str, teacher: str, student_ids: list[int]) -> float:
+    text = tokenizer(student).decode(student_ids)
+    start = time.process_time()
+    tokenizer(teacher).backend_tokenizer.encode(text, add_special_tokens=False)
+    return time.process_time() - start
+
+
 @pytest.mark.parametrize("pair", FAST_PAIRS, ids=pair_id)
 @pytest.mark.parametrize("kind", KINDS)
 def test_32_000_tokens_take_under_half_a_second(pair, kind):
+    """On a slow or busy machine: less than five times what the teacher's tokenizer alone takes for the text."""
     short_ids, long_ids = (completion(pair[0], kind, length) for length in (8_000, 32_000))
     seconds(*pair, short_ids)
+    limit = max(0.5, 5 * min(seconds_of_the_tokenizer_alone(*pair, long_ids) for _ in range(3)))
     # Other processes disturb a long run more than a short one, so four short runs stand against one long run, and the
     # round that was disturbed least counts.
     rounds = [(float("inf"), float("inf"))]
-    while len(rounds) <= 8 and (min(rounds)[0] >= 0.5 or min(ratio for _, ratio in rounds) >= 5):
+    while len(rounds) <= 8 and (min(rounds)[0] >= limit or min(ratio for _, ratio in rounds) >= 5):
         short = sum(seconds(*pair, short_ids) for _ in range(4)) / 4
         long = seconds(*pair, long_ids)
         rounds.append((long, long / short))
-    assert min(long for long, _ in rounds) < 0.5
+    assert min(long for long, _ in rounds) < limit
     assert min(ratio for _, ratio in rounds) < 5
 
 
@@ -77,3 +88,10 @@ def test_reading_the_largest_vocabulary_takes_under_three_seconds():
     start = time.process_time()
     TokenizerAligner(copy, tokenizer("qwen3"))
     assert time.process_time() - start < 3
+
+
+def test_prefix_classes_of_150_000_tokens_take_under_five_seconds():
+    student, teacher = TextEncoder(tokenizer("llama3"), unicode_forms=False), TextEncoder(tokenizer("qwen3"))
+    start = time.process_time()
+    prefix_classes(student, teacher, ends=None)
+    assert time.process_time() - start < 5
