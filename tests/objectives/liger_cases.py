@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.objectives.plain import plain_logps
 from trl_xtok.objectives import LMHead, token_logps
 
 
@@ -30,15 +31,6 @@ def interpreter_without_gaps(monkeypatch):
 
     monkeypatch.setattr(interpreter, "_implicit_cvt", convert_floats_too)
     monkeypatch.setattr(cross_entropy, "tanh", lambda x: 2 * tl.sigmoid(2 * x) - 1)
-
-
-def plain_logps(hidden, head, targets, temperature):
-    logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
-    logits = logits * head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    logps = (logits / temperature).log_softmax(-1).gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
-    return logps.masked_fill(targets == -100, 0)
 
 
 def operands(tokens, *, bias, trains, ignored=()):

@@ -56,6 +56,16 @@ def pair(*, trains, same=False, softcap=None, scale=1.0):
     return hidden, head, teacher_hidden.detach(), LMHead(teacher_weight, teacher_bias), upstream
 
 
+def assert_same(actual, expected, inputs, upstream):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
 @pytest.mark.parametrize("block_size", [1, 12, None], ids=["one row", "ragged", "default"])
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
 @pytest.mark.parametrize("beta", BETAS)
@@ -74,13 +84,7 @@ def test_blocks_change_neither_value_nor_gradient(maps, beta, trains, block_size
         beta=beta,
         block_size=block_size,
     )
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, inputs, upstream),
-        torch.autograd.grad(expected, inputs, upstream),
-        atol=1e-5,
-        rtol=1e-4,
-    )
+    assert_same(actual, expected, inputs, upstream)
 
 
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
@@ -92,13 +96,7 @@ def test_cap_scale_and_temperature(softcap, scale, temperature, maps):
     actual = vocab_jsd(
         hidden, head, *teacher, student_events=maps[0], teacher_events=maps[1], temperature=temperature, block_size=8
     )
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, inputs, upstream),
-        torch.autograd.grad(expected, inputs, upstream),
-        atol=1e-5,
-        rtol=1e-4,
-    )
+    assert_same(actual, expected, inputs, upstream)
 
 
 @pytest.mark.parametrize("beta", BETAS)

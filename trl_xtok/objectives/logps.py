@@ -42,6 +42,12 @@ class LMHead:
     softcap: float | None = None
     scale: float = 1.0
 
+    @property
+    def trains(self) -> bool:
+        """Whether a gradient of its weight or bias is asked for."""
+        wanted = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        return torch.is_grad_enabled() and wanted
+
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or not self.weight.is_floating_point():
             raise ModelError(
@@ -115,18 +121,12 @@ def token_logps(
     """
     head = lm_head if isinstance(lm_head, LMHead) else LMHead(lm_head)
     weight, bias = head.weight, head.bias
-    size = default_block_size(len(weight)) if block_size is None else block_size
-    if not 0 < temperature < math.inf or size < 1:
-        raise ConfigError(
-            f"temperature={temperature} and block_size={size} were given, but logits can only be divided by a "
-            "positive finite temperature and handled in blocks of at least one token. Pass positive values."
-        )
-    plan = Plan(head.scale, head.softcap, temperature, size, matmul_dtype(hidden))
+    plan = make_plan(head, hidden, temperature, default_block_size(len(weight)) if block_size is None else block_size)
     use_liger = _use_liger(backend, hidden, plan)
     _check(hidden, weight, targets)
     # A custom function is told which inputs need a gradient, but not that gradients are switched off.
     hidden = hidden if torch.is_grad_enabled() else hidden.detach()
-    head_trains = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
+    head_trains = head.trains
     with torch.autocast(hidden.device.type, enabled=False):
         if use_liger and len(targets) > 0:
             return liger_logps(hidden, weight, bias, targets, plan, head_trains=head_trains)
@@ -134,8 +134,21 @@ def token_logps(
         return function.apply(hidden, weight, bias, targets, plan)
 
 
-def matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """Dtype of the operands of a matmul with these hidden states, under autocast or not."""
+def make_plan(head: LMHead, hidden: Float[Tensor, "tokens hidden"], temperature: float, block_size: int) -> Plan:
+    """How the logits of `head` come out of `hidden`.
+
+    Raises:
+        ConfigError: If temperature or block size is not positive.
+    """
+    if not 0 < temperature < math.inf or block_size < 1:
+        raise ConfigError(
+            f"temperature={temperature} and block_size={block_size} were given, but logits can only be divided by a "
+            "positive finite temperature and handled in blocks of at least one token. Pass positive values."
+        )
+    return Plan(head.scale, head.softcap, temperature, block_size, _matmul_dtype(hidden))
+
+
+def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     device = hidden.device.type
     # Like torch's own autocast, which leaves float64 alone.
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:

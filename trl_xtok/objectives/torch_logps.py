@@ -242,13 +242,27 @@ def _tiles(
     for start in range(0, vocab_size, width):
         columns = slice(start, min(start + width, vocab_size))
         tile = buffer[: rows * (columns.stop - start)].view(rows, -1)
-        matmul(operand, head[columns].T, out=tile)
-        if bias is not None:
-            tile.add_(bias[columns])
-        yield columns, tile, plan.to_logits_(tile, with_slope=with_slope)
+        tile_bias = None if bias is None else bias[columns]
+        yield columns, tile, write_logits(tile, operand, head[columns], tile_bias, plan, with_slope=with_slope)
 
 
-def matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
+def write_logits(
+    out: Float[Tensor, "rows columns"],
+    operand: Float[Tensor, "rows hidden"],
+    head: Float[Tensor, "columns hidden"],
+    bias: Float[Tensor, " columns"] | None,
+    plan: Plan,
+    *,
+    with_slope: bool,
+) -> Float[Tensor, "rows columns"] | None:
+    """Fill `out` with logits; returns the slope of the cap if there is one and it is asked for."""
+    _matmul(operand, head.T, out=out)
+    if bias is not None:
+        out.add_(bias)
+    return plan.to_logits_(out, with_slope=with_slope)
+
+
+def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
     """Product in the dtype of `out`; half precision is not rounded on the way there where the device can."""
     if left.dtype == out.dtype:
         torch.mm(left, right, out=out)

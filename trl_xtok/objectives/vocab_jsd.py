@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import ConfigError, ModelError
-from .logps import LMHead, default_block_size, matmul_dtype
-from .torch_logps import Plan, add_matmul_, matmul
+from ..errors import ModelError
+from .logps import LMHead, default_block_size, make_plan
+from .torch_logps import Plan, add_matmul_, write_logits
 
 
 # Logits of both sides, their log-probs over events, mixture and gradient: what a block may hold is shared by these.
@@ -71,7 +71,7 @@ class EventMap:
         sums = token_logps.new_zeros(shape)
         sums.index_add_(1, self.classes, (token_logps - largest[:, self.classes]).exp_())
         smallest = math.log(torch.finfo(sums.dtype).tiny)
-        return sums.log_().add_(largest).masked_fill_(sums.isnan() | largest.isinf(), smallest)
+        return sums.log_().add_(largest).masked_fill_(largest.isinf(), smallest)
 
     def spread(
         self,
@@ -127,28 +127,23 @@ def vocab_jsd(
             f"{len(student_hidden)} positions of the student were given with {len(teacher_hidden)} of the teacher. "
             "Select one hidden state per position on each side."
         )
-    weight, bias = student_head.weight, student_head.bias
+    weight = student_head.weight
     size = default_block_size(max(len(weight), len(teacher_head.weight))) if block_size is None else block_size
-    if not 0 < temperature < math.inf or size < 1:
-        raise ConfigError(
-            f"temperature={temperature} and block_size={size} were given, but logits can only be divided by a "
-            "positive finite temperature and handled in blocks of at least one position. Pass positive values."
-        )
+    teacher = make_plan(teacher_head, teacher_hidden, temperature, size)
     pair = _Pair(
-        student=Plan(student_head.scale, student_head.softcap, temperature, size, matmul_dtype(student_hidden)),
+        student=make_plan(student_head, student_hidden, temperature, size),
         student_events=student_events,
-        teacher=Plan(teacher_head.scale, teacher_head.softcap, temperature, size, matmul_dtype(teacher_hidden)),
+        teacher=teacher,
         teacher_events=teacher_events,
         teacher_hidden=teacher_hidden.detach(),
-        teacher_weight=teacher_head.weight.detach().to(matmul_dtype(teacher_hidden)),
+        teacher_weight=teacher_head.weight.detach().to(teacher.dtype),
         teacher_bias=None if teacher_head.bias is None else teacher_head.bias.detach(),
         unreachable=student_events.without_tokens(),
         beta=beta,
     )
     hidden = student_hidden if torch.is_grad_enabled() else student_hidden.detach()
-    head_trains = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     with torch.autocast(hidden.device.type, enabled=False):
-        return cast(Any, _VocabJSD).apply(hidden, weight, bias, pair, head_trains)
+        return cast(Any, _VocabJSD).apply(hidden, weight, student_head.bias, pair, student_head.trains)
 
 
 class _Pair(NamedTuple):
@@ -243,11 +238,8 @@ def _compare(
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, *, with_slope: bool
 ) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, "rows vocab"] | None]:
-    raw = hidden.new_empty(len(hidden), len(weight), dtype=plan.float_dtype)
-    matmul(hidden.to(plan.dtype), weight.T, out=raw)
-    if bias is not None:
-        raw.add_(bias)
-    return raw, plan.to_logits_(raw, with_slope=with_slope)
+    logits = hidden.new_empty(len(hidden), len(weight), dtype=plan.float_dtype)
+    return logits, write_logits(logits, hidden.to(plan.dtype), weight, bias, plan, with_slope=with_slope)
 
 
 def _jsd_and_pull(
