@@ -67,10 +67,14 @@ def seconds_of_the_tokenizer_alone(student: str, teacher: str, student_ids: list
 @pytest.mark.parametrize("pair", FAST_PAIRS, ids=pair_id)
 @pytest.mark.parametrize("kind", KINDS)
 def test_32_000_tokens_take_under_half_a_second(pair, kind):
-    """On a slow or busy machine: less than five times what the teacher's tokenizer alone takes for the text."""
+    """On a slow or busy machine: less than 2.5 times what the teacher's tokenizer alone takes for the text.
+
+    Teachers that change the text take longer, since what they change has to be found: five times.
+    """
     short_ids, long_ids = (completion(pair[0], kind, length) for length in (8_000, 32_000))
     seconds(*pair, short_ids)
-    limit = max(0.5, 5 * min(seconds_of_the_tokenizer_alone(*pair, long_ids) for _ in range(3)))
+    factor = 5 if pair[1] in ("jurassic2", "wordpiece") else 2.5
+    limit = max(0.5, factor * min(seconds_of_the_tokenizer_alone(*pair, long_ids) for _ in range(3)))
     # Other processes disturb a long run more than a short one, so four short runs stand against one long run, and the
     # round that was disturbed least counts.
     rounds = [(float("inf"), float("inf"))]

@@ -1,6 +1,10 @@
-"""The plain formula that `token_logps` is compared with, and operands for both."""
+"""The plain formula that `token_logps` is compared with, operands for both, and what memory they take."""
+
+import weakref
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def plain_logps(hidden, head, targets, temperature=1.0):
@@ -20,3 +24,43 @@ def operands(tokens=13, vocab=37, hidden=8, *, trains=True, dtype=torch.float32,
     targets = torch.randint(vocab, (tokens,), generator=generator)
     upstream = torch.randn(tokens, generator=generator, dtype=dtype)
     return states, weight, bias, targets, upstream
+
+
+class TensorSizes(TorchDispatchMode):
+    """Operations while the mode is on, the shapes of all tensors that they return, and how much of that was alive.
+
+    Attributes:
+        peak: Most numbers that lived at one time in storages that were made while the mode was on, views counted once.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+        self.operations = []
+        self.peak = 0
+        self._alive = {}
+        self._born = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.operations.append(func.overloadpacket.__name__)
+        self.shapes += [leaf.shape for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._watch(leaf, inputs=[x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)])
+        return result
+
+    def _watch(self, tensor, inputs):
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in {each.untyped_storage().data_ptr() for each in inputs}:
+            self._born.add(pointer)
+        self._alive[id(tensor)] = weakref.ref(tensor)
+        tensors = [found for each in self._alive.values() if (found := each()) is not None]
+        self._alive = {id(each): weakref.ref(each) for each in tensors}
+        sizes = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() // 4 for each in tensors}
+        self._born &= sizes.keys()
+        self.peak = max(self.peak, sum(size for pointer, size in sizes.items() if pointer in self._born))
+
+    @property
+    def largest(self):
+        return max(shape.numel() for shape in self.shapes)

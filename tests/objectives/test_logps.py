@@ -2,10 +2,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from tests.objectives.plain import operands, plain_logps
+from tests.objectives.plain import TensorSizes, operands, plain_logps
 from trl_xtok.errors import ConfigError, ModelError
 from trl_xtok.objectives import LMHead, default_block_size, token_logps
 
@@ -73,25 +71,6 @@ def test_any_shape_gives_the_plain_values(tokens, vocab, block_size, softcap, se
     torch.testing.assert_close(
         torch.autograd.grad(actual, hidden, upstream)[0], expected_gradient, atol=1e-4, rtol=1e-4
     )
-
-
-class TensorSizes(TorchDispatchMode):
-    """Operations while the mode is on, and the shapes of all tensors that they return, views included."""
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = []
-        self.operations = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.operations.append(func.overloadpacket.__name__)
-        self.shapes += [leaf.shape for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        return result
-
-    @property
-    def largest(self):
-        return max(shape.numel() for shape in self.shapes)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0], ids=["no cap", "cap"])

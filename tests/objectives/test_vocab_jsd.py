@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.objectives.plain import operands
+from tests.objectives.plain import TensorSizes, operands
 from trl_xtok.errors import ConfigError, ModelError
 from trl_xtok.objectives import EventMap, LMHead, generalized_jsd, vocab_jsd
 from trl_xtok.training.trl_compat import GKDTrainer
@@ -153,6 +153,29 @@ def test_extreme_logits_give_finite_values_and_gradients(maps, beta):
     (gradient,) = torch.autograd.grad(values.sum(), hidden)
     assert values.isfinite().all()
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0], ids=["no cap", "cap"])
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+@pytest.mark.parametrize("kind", ["all tokens", "shared tokens", "classes"])
+def test_all_that_lives_at_one_time_is_a_block_of_logits(kind, trains, beta, softcap):
+    tokens, vocab, width, block_size = 64, 1000, 4, 16
+    maps = {
+        "all tokens": EventMap(),
+        "shared tokens": EventMap(columns=torch.arange(0, vocab, 2)),
+        "classes": EventMap(classes=torch.arange(vocab) // 2, num_events=vocab // 2),
+    }
+    hidden, weight, _, _, upstream = operands(tokens, vocab, width, trains=trains)
+    teacher_hidden, teacher_weight, *_ = operands(tokens, vocab, width, trains=False, seed=1)
+    heads = LMHead(weight, None, softcap), LMHead(teacher_weight, None, softcap)
+    options = {"student_events": maps[kind], "teacher_events": maps[kind], "beta": beta, "block_size": block_size}
+    with TensorSizes() as sizes:
+        values = vocab_jsd(hidden, heads[0], teacher_hidden, heads[1], **options)
+        values.backward(upstream)
+    # What is kept or returned is as large as the inputs.
+    results = 3 * tokens * width + 6 * tokens + (2 * vocab * width if trains else 0)
+    assert block_size * vocab // 4 < sizes.peak <= block_size * vocab + results
 
 
 def test_as_many_positions_on_both_sides():

@@ -19,7 +19,7 @@ from .logps import LMHead, default_block_size, make_plan
 from .torch_logps import Plan, add_matmul_, write_logits
 
 
-# Logits of both sides, their log-probs over events, mixture and gradient: what a block may hold is shared by these.
+# At most this many tensors of the size of a block's logits live at one time (soft-cap, mixture and gradient together).
 _BUFFERS = 8
 
 
@@ -177,6 +177,8 @@ class _VocabJSD(torch.autograd.Function):
             values[rows], pull = _compare(hidden[rows], head, bias, rows, pair, with_pull=keeps)
             if directions is not None and pull is not None:
                 add_matmul_(directions[rows], pull.to(head.dtype), head)
+            # Else it would live on while the next block is compared.
+            del pull
         ctx.pair, ctx.head_trains = pair, head_trains
         ctx.save_for_backward(hidden, weight, bias) if head_trains else ctx.save_for_backward(directions)
         ctx.hidden_dtype = hidden.dtype
@@ -208,6 +210,7 @@ class _VocabJSD(torch.autograd.Function):
                     add_matmul_(grad_weight, operand.T, hidden[rows].to(head.dtype))
                 if grad_bias is not None:
                     grad_bias.add_(pull.sum(0))
+                del pull, operand
         grads = [(grad_hidden, hidden), (grad_weight, weight), (grad_bias, bias)]
         return (*(None if grad is None else grad.to(of.dtype) for grad, of in grads), None, None)
 
@@ -257,7 +260,10 @@ def _jsd_and_pull(
             # What no token of the student makes up pulls at nothing.
             target.masked_fill_(unreachable, 0)
         return value, own.mul_(target.sum(dim=1, keepdim=True)).sub_(target)
-    mixture = teacher if beta == 1 else torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
+    mixture = teacher
+    if beta < 1:
+        mixture = student + math.log1p(-beta)
+        torch.logaddexp(mixture, teacher + math.log(beta), out=mixture)
     weighted = (student - mixture).mul_(own)
     total = weighted.sum(dim=1, keepdim=True)
     pull = weighted.sub_(own.mul_(total))
