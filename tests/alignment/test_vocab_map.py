@@ -27,7 +27,7 @@ def first_token(encoder, piece):
 @pytest.mark.parametrize("pair", PAIRS, ids=pair_id)
 def test_shared_tokens_spell_the_same_bytes_and_are_all_there(pair):
     student, teacher = encoders(pair)
-    shared = shared_tokens(student, teacher, ends=None)
+    shared = shared_tokens(student, teacher, ends={})
     assert len(set(shared.student_ids)) == len(set(shared.teacher_ids)) == len(shared.student_ids)
     for ours, theirs in zip(shared.student_ids, shared.teacher_ids, strict=True):
         assert student.table.pieces[ours] == teacher.table.pieces[theirs]
@@ -42,16 +42,16 @@ def test_shared_tokens_spell_the_same_bytes_and_are_all_there(pair):
 def test_a_character_goes_before_the_byte_it_is_made_of():
     """Mistral spells `a` as a piece and as `<0x61>`."""
     student, teacher = encoders(("mistral1", "llama3"))
-    shared = shared_tokens(student, teacher, ends=None)
+    shared = shared_tokens(student, teacher, ends={})
     assert tokenizer("mistral1").convert_tokens_to_ids("a") in shared.student_ids
     assert tokenizer("mistral1").convert_tokens_to_ids("<0x61>") not in shared.student_ids
 
 
 def test_ends_of_turn_are_one_event():
     student, teacher = encoders(("llama3", "qwen3"))
-    shared = shared_tokens(student, teacher, ends=(128_009, 151_645))
+    shared = shared_tokens(student, teacher, ends={128_009: 151_645})
     assert shared.teacher_ids[shared.student_ids.index(128_009)] == 151_645
-    classes = prefix_classes(student, teacher, ends=(128_009, 151_645))
+    classes = prefix_classes(student, teacher, ends={128_009: 151_645})
     assert classes.student_classes[128_009] == classes.teacher_classes[151_645] >= 0
     assert classes.student_classes.count(classes.student_classes[128_009]) == 1
 
@@ -59,7 +59,7 @@ def test_ends_of_turn_are_one_event():
 @pytest.mark.parametrize("pair", PAIRS, ids=pair_id)
 def test_a_token_without_equal_is_in_the_class_of_what_the_other_side_would_begin_with(pair):
     student, teacher = encoders(pair)
-    classes = prefix_classes(student, teacher, ends=None)
+    classes = prefix_classes(student, teacher, ends={})
     generator = random.Random(0)
     sides = [
         (student, classes.student_classes, teacher, classes.teacher_classes),
@@ -76,14 +76,14 @@ def test_a_token_without_equal_is_in_the_class_of_what_the_other_side_would_begi
 
 @pytest.mark.parametrize("pair", PAIRS, ids=pair_id)
 def test_every_class_has_tokens_of_both_sides(pair):
-    classes = prefix_classes(*encoders(pair), ends=None)
+    classes = prefix_classes(*encoders(pair), ends={})
     every = set(range(classes.num_classes))
     assert set(classes.student_classes) - {-1} == set(classes.teacher_classes) - {-1} == every
 
 
 def test_numbers_of_several_digits_are_with_their_first_digit():
     student, teacher = tokenizer("llama3"), tokenizer("qwen3")
-    classes = prefix_classes(*encoders(("llama3", "qwen3")), ends=None)
+    classes = prefix_classes(*encoders(("llama3", "qwen3")), ends={})
     ours = {classes.student_classes[student.convert_tokens_to_ids(number)] for number in ("1", "12", "123")}
     assert ours == {classes.teacher_classes[teacher.convert_tokens_to_ids("1")]}
     assert classes.student_classes[student.convert_tokens_to_ids("2")] not in ours
@@ -92,7 +92,7 @@ def test_numbers_of_several_digits_are_with_their_first_digit():
 def test_equal_vocabularies_have_one_class_per_token():
     """Tokens with equal bytes excepted."""
     encoder = TextEncoder(tokenizer("llama3"))
-    classes = prefix_classes(encoder, encoder, ends=None)
+    classes = prefix_classes(encoder, encoder, ends={})
     assert classes.student_classes == classes.teacher_classes
     members = defaultdict(set)
     for token_id, number in enumerate(classes.student_classes):

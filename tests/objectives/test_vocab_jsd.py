@@ -25,6 +25,10 @@ SOME = (
 MAPS = {"all tokens": (ALL, ALL), "shared tokens": SHARED, "classes": CLASSES, "classes of some tokens": SOME}
 
 
+def divergences(*args, **kwargs):
+    return vocab_jsd(*args, **kwargs).divergences
+
+
 def logits_of(hidden, head, temperature):
     logits = head.scale * (hidden @ head.weight.T + (0 if head.bias is None else head.bias))
     if head.softcap is not None:
@@ -74,7 +78,7 @@ def test_blocks_change_neither_value_nor_gradient(maps, beta, trains, block_size
     hidden, head, teacher_hidden, teacher_head, upstream = pair(trains=trains, same=maps[0] is ALL)
     inputs = [hidden, head.weight, head.bias] if trains else [hidden]
     expected = plain_jsd(hidden, head, teacher_hidden, teacher_head, maps, beta)
-    actual = vocab_jsd(
+    actual = divergences(
         hidden,
         head,
         teacher_hidden,
@@ -87,13 +91,28 @@ def test_blocks_change_neither_value_nor_gradient(maps, beta, trains, block_size
     assert_same(actual, expected, inputs, upstream)
 
 
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+@pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
+def test_log_ratios_of_the_sampled_events(maps, trains):
+    hidden, head, teacher_hidden, teacher_head, _ = pair(trains=trains, same=maps[0] is ALL)
+    student = event_logps(logits_of(hidden, head, 0.7), maps[0])
+    teacher = event_logps(logits_of(teacher_hidden, teacher_head, 0.7), maps[1])
+    events = torch.arange(len(hidden)) % min(4, student.shape[1])
+    expected = (teacher - student).gather(1, events[:, None])[:, 0].detach()
+    options = {"student_events": maps[0], "teacher_events": maps[1], "temperature": 0.7, "block_size": 12}
+    result = vocab_jsd(hidden, head, teacher_hidden, teacher_head, sampled=events, **options)
+    torch.testing.assert_close(result.log_ratios, expected)
+    assert not result.log_ratios.requires_grad
+    assert vocab_jsd(hidden, head, teacher_hidden, teacher_head, **options).log_ratios is None
+
+
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize(("softcap", "scale", "temperature"), [(2.0, 0.3, 0.7), (None, -2.0, 3.0)])
 def test_cap_scale_and_temperature(softcap, scale, temperature, maps):
     hidden, head, *teacher, upstream = pair(trains=True, same=maps[0] is ALL, softcap=softcap, scale=scale)
     inputs = [hidden, head.weight, head.bias]
     expected = plain_jsd(hidden, head, *teacher, maps, 0.5, temperature)
-    actual = vocab_jsd(
+    actual = divergences(
         hidden, head, *teacher, student_events=maps[0], teacher_events=maps[1], temperature=temperature, block_size=8
     )
     assert_same(actual, expected, inputs, upstream)
@@ -104,7 +123,7 @@ def test_over_the_whole_vocabulary_it_is_the_loss_of_gkd(beta):
     hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False, same=True)
     logits = logits_of(hidden, head, 1.0), logits_of(teacher_hidden, teacher_head, 1.0)
     expected = GKDTrainer.generalized_jsd_loss(*(side[None] for side in logits), beta=beta, reduction="sum")
-    actual = vocab_jsd(
+    actual = divergences(
         hidden, head, teacher_hidden, teacher_head, student_events=ALL, teacher_events=ALL, beta=beta
     ).sum()
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
@@ -117,7 +136,7 @@ def test_forward_kl_pulls_hardest_at_what_the_student_finds_impossible():
     """The example of GKD's loss: the student is sure of one token, the teacher of another one."""
     student, teacher = torch.tensor([[100.0, 0.0]]).requires_grad_(), torch.tensor([[0.0, 100.0]])
     head = LMHead(torch.eye(2))
-    values = vocab_jsd(student, head, teacher, head, student_events=ALL, teacher_events=ALL, beta=0.0)
+    values = divergences(student, head, teacher, head, student_events=ALL, teacher_events=ALL, beta=0.0)
     (gradient,) = torch.autograd.grad(values.sum(), student)
     torch.testing.assert_close(values, torch.tensor([100.0]))
     torch.testing.assert_close(gradient, torch.tensor([[1.0, -1.0]]))
@@ -128,7 +147,7 @@ def test_blocks_and_temperature_must_be_positive(temperature, block_size):
     hidden, head, *teacher, _ = pair(trains=False, same=True)
     options = {"student_events": ALL, "teacher_events": ALL, "temperature": temperature, "block_size": block_size}
     with pytest.raises(ConfigError, match="positive"):
-        vocab_jsd(hidden, head, *teacher, **options)
+        divergences(hidden, head, *teacher, **options)
 
 
 @pytest.mark.parametrize(("classes", "num_events"), [([0, 1], None), ([-1, 0], 2), ([0, 2], 2)])
@@ -141,7 +160,7 @@ def test_classes_are_numbered_from_zero(classes, num_events):
 @pytest.mark.parametrize("maps", [(ALL, ALL), CLASSES], ids=["all tokens", "classes"])
 def test_extreme_logits_give_finite_values_and_gradients(maps, beta):
     hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False, same=maps[0] is ALL, scale=300.0)
-    values = vocab_jsd(
+    values = divergences(
         hidden,
         head,
         teacher_hidden * 300,
@@ -171,7 +190,7 @@ def test_all_that_lives_at_one_time_is_a_block_of_logits(kind, trains, beta, sof
     heads = LMHead(weight, None, softcap), LMHead(teacher_weight, None, softcap)
     options = {"student_events": maps[kind], "teacher_events": maps[kind], "beta": beta, "block_size": block_size}
     with TensorSizes() as sizes:
-        values = vocab_jsd(hidden, heads[0], teacher_hidden, heads[1], **options)
+        values = divergences(hidden, heads[0], teacher_hidden, heads[1], **options)
         values.backward(upstream)
     # What is kept or returned is as large as the inputs.
     results = 3 * tokens * width + 6 * tokens + (2 * vocab * width if trains else 0)
@@ -181,4 +200,4 @@ def test_all_that_lives_at_one_time_is_a_block_of_logits(kind, trains, beta, sof
 def test_as_many_positions_on_both_sides():
     hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False)
     with pytest.raises(ModelError, match="13 positions of the student were given with 12"):
-        vocab_jsd(hidden, head, teacher_hidden[1:], teacher_head, student_events=ALL, teacher_events=ALL)
+        divergences(hidden, head, teacher_hidden[1:], teacher_head, student_events=ALL, teacher_events=ALL)

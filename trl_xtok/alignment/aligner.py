@@ -18,6 +18,7 @@ from .chunks import cut_chunks
 from .spelling import Spelling
 from .templates import end_of_turn_id, stop_ids
 from .text_encoder import TextEncoder
+from .vocab_map import PrefixClasses, SharedTokens, prefix_classes, shared_tokens
 
 
 # What is not UTF-8, as Python's `surrogateescape` stands it in a string.
@@ -144,6 +145,17 @@ class TokenizerAligner:
                 for index in _with_bad_bytes(pieces, run):
                     pairs[index] = student_ids[index]
         return _align(pieces, pairs, [None] * len(pieces), self._student, finished)
+
+    def shared_tokens(self) -> SharedTokens:
+        """Pairs of tokens that spell the same bytes; see [`vocab_map.shared_tokens`]."""
+        return shared_tokens(self._student, self._teacher, self._paired_ends())
+
+    def prefix_classes(self) -> PrefixClasses:
+        """Classes of tokens that begin the same texts; see [`vocab_map.prefix_classes`]. Takes seconds."""
+        return prefix_classes(self._student, self._teacher, self._paired_ends())
+
+    def _paired_ends(self) -> dict[int, int]:
+        return {stop: end for stop, end in self._ends.items() if end is not None}
 
     def _is_finished(self, student_ids: Sequence[int]) -> bool:
         return len(student_ids) > 0 and student_ids[-1] in self.student_stop_ids

@@ -4,7 +4,7 @@ Where a chunk begins, both models stand at the same byte of the same text, so th
 compared there once their tokens are mapped to events that both can express.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from .spelling import Spelling
@@ -37,26 +37,25 @@ class PrefixClasses(NamedTuple):
     num_classes: int
 
 
-def shared_tokens(student: TextEncoder, teacher: TextEncoder, ends: tuple[int, int] | None) -> SharedTokens:
+def shared_tokens(student: TextEncoder, teacher: TextEncoder, ends: Mapping[int, int]) -> SharedTokens:
     """Pairs of text tokens with equal bytes, and of markers that are no special tokens with equal content.
 
     Of several tokens with the same bytes the first one counts; a byte's own token (`<0x41>`) stands behind the
-    character.
+    character. A teacher token is in one pair, but for the end of turn.
 
     Args:
         student: Encodes for the student.
         teacher: Encodes for the teacher.
-        ends: The student's stop token and the teacher's end of turn, which are one event.
+        ends: Each of the student's stop tokens with the teacher's token for the same event.
     """
     ours, theirs = _by_bytes(student), _by_bytes(teacher)
     pairs = {ours[piece]: theirs[piece] for piece in ours.keys() & theirs.keys()}
-    if ends is not None:
-        pairs = {ours: theirs for ours, theirs in pairs.items() if theirs != ends[1]} | {ends[0]: ends[1]}
-    ordered = sorted(pairs.items())
+    taken = frozenset(ends.values())
+    ordered = sorted(({ours: theirs for ours, theirs in pairs.items() if theirs not in taken} | dict(ends)).items())
     return SharedTokens([pair[0] for pair in ordered], [pair[1] for pair in ordered])
 
 
-def prefix_classes(student: TextEncoder, teacher: TextEncoder, ends: tuple[int, int] | None) -> PrefixClasses:
+def prefix_classes(student: TextEncoder, teacher: TextEncoder, ends: Mapping[int, int]) -> PrefixClasses:
     """The finest classes in which each token is with the first token that the other side would begin its text with.
 
     A student's `123`, `12` and `1` are in one class with the `1` of a teacher that writes single digits, so the
@@ -65,7 +64,7 @@ def prefix_classes(student: TextEncoder, teacher: TextEncoder, ends: tuple[int, 
     Args:
         student: Encodes for the student.
         teacher: Encodes for the teacher.
-        ends: The student's stop token and the teacher's end of turn, which are one event.
+        ends: Each of the student's stop tokens with the teacher's token for the same event.
     """
     offset = len(student.table.pieces)
     links = _Links(offset + len(teacher.table.pieces))
@@ -73,8 +72,8 @@ def prefix_classes(student: TextEncoder, teacher: TextEncoder, ends: tuple[int, 
         links.join(own, offset + first)
     for own, first in _first_tokens(teacher, student):
         links.join(offset + own, first)
-    if ends is not None:
-        links.join(ends[0], offset + ends[1])
+    for stop, end in ends.items():
+        links.join(stop, offset + end)
     numbers: dict[int, int] = {}
     classes = [numbers.setdefault(root, len(numbers)) if root >= 0 else -1 for root in links.roots()]
     return PrefixClasses(classes[:offset], classes[offset:], len(numbers))

@@ -13,9 +13,10 @@ from .credit import (
     text_correction,
     uniform,
 )
+from .event_map import EventMap
 from .logps import Backend, LMHead, default_block_size, token_logps
 from .losses import chunk_jsd, chunk_rkl, generalized_jsd, reverse_kl_estimate
-from .vocab_jsd import EventMap, vocab_jsd
+from .vocab_jsd import VocabJSD, vocab_jsd
 
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Credit",
     "EventMap",
     "LMHead",
+    "VocabJSD",
     "additive",
     "chunk",
     "chunk_advantages",

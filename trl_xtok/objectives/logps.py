@@ -6,7 +6,7 @@ a torch loop that runs everywhere, and Liger's fused linear cross-entropy for de
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -47,6 +47,11 @@ class LMHead:
         """Whether a gradient of its weight or bias is asked for."""
         wanted = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         return torch.is_grad_enabled() and wanted
+
+    def to(self, device: torch.device) -> "LMHead":
+        """The head on a device; itself if it is there."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or not self.weight.is_floating_point():

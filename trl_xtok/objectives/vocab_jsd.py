@@ -6,7 +6,6 @@ same, the tokens that spell the same bytes, or classes of tokens. Logits exist f
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import ModelError
+from .event_map import EventMap
 from .logps import LMHead, default_block_size, make_plan
 from .torch_logps import Plan, add_matmul_, write_logits
 
@@ -23,70 +23,17 @@ from .torch_logps import Plan, add_matmul_, write_logits
 _BUFFERS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class EventMap:
-    """How the tokens of one vocabulary make up events.
+class VocabJSD(NamedTuple):
+    """What `vocab_jsd` returns, per position.
 
     Attributes:
-        columns: Tokens that take part, in an order that both sides share; the distribution is renormalised over them.
-            `None` for all tokens.
-        classes: Event of each token that takes part; `None` if each is an event of its own.
-        num_events: How many events there are; `None` if it is the number of tokens that take part.
-
-    Raises:
-        ModelError: If classes are given without their number, or one of them is out of its range.
+        divergences: Generalised JSD of the two distributions, in nats, with gradient.
+        log_ratios: `log T(event) - log S(event)` of the position's event of `sampled`, in nats, without gradient;
+            `None` if no events were given.
     """
 
-    columns: Int[Tensor, " events"] | None = None
-    classes: Int[Tensor, " tokens"] | None = None
-    num_events: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.classes is None:
-            return
-        if self.num_events is None or not 0 <= int(self.classes.min()) <= int(self.classes.max()) < self.num_events:
-            raise ModelError(
-                f"Classes run from {self.classes.min()} to {self.classes.max()} of num_events={self.num_events}. "
-                "Number them from 0, give their number, and leave tokens without a class out of `columns`."
-            )
-
-    def without_tokens(self) -> Bool[Tensor, " events"] | None:
-        """Events that no token of this side makes up, `None` if there can be none."""
-        if self.classes is None:
-            return None
-        return torch.bincount(self.classes, minlength=cast(int, self.num_events)) == 0
-
-    def token_logps_(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows tokens"]:
-        """Log-probs of the tokens that take part; takes the place of `logits` if all of them do."""
-        taking_part = logits if self.columns is None else logits[:, self.columns]
-        return taking_part.sub_(taking_part.logsumexp(dim=1, keepdim=True))
-
-    def event_logps(self, token_logps: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows events"]:
-        """Log-probs of the events; an event without tokens gets a very small one."""
-        if self.classes is None:
-            return token_logps
-        shape = len(token_logps), cast(int, self.num_events)
-        largest = token_logps.new_full(shape, -math.inf)
-        largest.scatter_reduce_(1, self.classes.expand_as(token_logps), token_logps, "amax")
-        sums = token_logps.new_zeros(shape)
-        sums.index_add_(1, self.classes, (token_logps - largest[:, self.classes]).exp_())
-        smallest = math.log(torch.finfo(sums.dtype).tiny)
-        return sums.log_().add_(largest).masked_fill_(largest.isinf(), smallest)
-
-    def spread(
-        self,
-        event_values: Float[Tensor, "rows events"],
-        event_logps: Float[Tensor, "rows events"],
-        token_logps: Float[Tensor, "rows tokens"],
-        vocab_size: int,
-    ) -> Float[Tensor, "rows vocab"]:
-        """The value of each event times the share that a token has in it; 0 for tokens that take no part."""
-        values = event_values
-        if self.classes is not None:
-            values = values[:, self.classes].mul_((token_logps - event_logps[:, self.classes]).exp_())
-        if self.columns is None:
-            return values
-        return values.new_zeros(len(values), vocab_size).index_copy_(1, self.columns, values)
+    divergences: Float[Tensor, " positions"]
+    log_ratios: Float[Tensor, " positions"] | None
 
 
 def vocab_jsd(
@@ -100,7 +47,8 @@ def vocab_jsd(
     beta: float = 0.5,
     temperature: float = 1.0,
     block_size: int | None = None,
-) -> Float[Tensor, " positions"]:
+    sampled: Int[Tensor, " positions"] | None = None,
+) -> VocabJSD:
     """Generalised JSD between the two next-token distributions at each position, in nats; see `generalized_jsd`.
 
     Differentiable in the student's hidden states and, where it requires a gradient, in its head; the teacher is held
@@ -117,6 +65,7 @@ def vocab_jsd(
         temperature: Divides both sides' logits.
         block_size: As many logits as this number of positions has may be alive at a time, all intermediate results
             counted; `None` means `default_block_size` for the larger vocabulary.
+        sampled: An event per position whose log-ratio is asked for; any where it will not be read.
 
     Raises:
         ConfigError: If temperature or block size is not positive.
@@ -140,10 +89,14 @@ def vocab_jsd(
         teacher_bias=None if teacher_head.bias is None else teacher_head.bias.detach(),
         unreachable=student_events.without_tokens(),
         beta=beta,
+        sampled=None if sampled is None else sampled[:, None],
     )
     hidden = student_hidden if torch.is_grad_enabled() else student_hidden.detach()
     with torch.autocast(hidden.device.type, enabled=False):
-        return cast(Any, _VocabJSD).apply(hidden, weight, student_head.bias, pair, student_head.trains)
+        divergences, log_ratios = cast(Any, _VocabJSD).apply(
+            hidden, weight, student_head.bias, pair, student_head.trains
+        )
+    return VocabJSD(divergences, None if sampled is None else log_ratios)
 
 
 class _Pair(NamedTuple):
@@ -156,6 +109,7 @@ class _Pair(NamedTuple):
     teacher_bias: Tensor | None
     unreachable: Bool[Tensor, " events"] | None
     beta: float
+    sampled: Int[Tensor, "positions 1"] | None
 
     def blocks(self) -> Iterator[slice]:
         size, total = max(1, self.student.block_size // _BUFFERS), len(self.teacher_hidden)
@@ -168,13 +122,16 @@ class _VocabJSD(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, pair: _Pair, head_trains: bool
-    ) -> Float[Tensor, " positions"]:
+    ) -> tuple[Float[Tensor, " positions"], Float[Tensor, " positions"]]:
         keeps: bool = ctx.needs_input_grad[0] and not head_trains
         values = hidden.new_empty(len(hidden), dtype=pair.student.float_dtype)
+        log_ratios = torch.empty_like(values)
         directions = torch.zeros_like(hidden, dtype=pair.student.float_dtype) if keeps else None
         head = weight.to(pair.student.dtype)
         for rows in pair.blocks():
-            values[rows], pull = _compare(hidden[rows], head, bias, rows, pair, with_pull=keeps)
+            values[rows], pull = _compare(
+                hidden[rows], head, bias, rows, pair, with_pull=keeps, log_ratios=log_ratios[rows]
+            )
             if directions is not None and pull is not None:
                 add_matmul_(directions[rows], pull.to(head.dtype), head)
             # Else it would live on while the next block is compared.
@@ -182,7 +139,8 @@ class _VocabJSD(torch.autograd.Function):
         ctx.pair, ctx.head_trains = pair, head_trains
         ctx.save_for_backward(hidden, weight, bias) if head_trains else ctx.save_for_backward(directions)
         ctx.hidden_dtype = hidden.dtype
-        return values
+        ctx.mark_non_differentiable(log_ratios)
+        return values, log_ratios
 
     @staticmethod
     @once_differentiable
@@ -223,14 +181,21 @@ def _compare(
     pair: _Pair,
     *,
     with_pull: bool,
+    log_ratios: Float[Tensor, " rows"] | None = None,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocab"] | None]:
-    """Divergence of each row, and its derivative with respect to the student's `hidden @ head.T + bias`."""
+    """Divergence of each row, and its derivative with respect to the student's `hidden @ head.T + bias`.
+
+    The log-ratios of the sampled events are written to `log_ratios`.
+    """
     states, weight = pair.teacher_hidden[rows], pair.teacher_weight
     logits, _ = _logits(states, weight, pair.teacher_bias, pair.teacher, with_slope=False)
     teacher = pair.teacher_events.event_logps(pair.teacher_events.token_logps_(logits))
     logits, slope = _logits(hidden, head, bias, pair.student, with_slope=with_pull)
     tokens = pair.student_events.token_logps_(logits)
     student = pair.student_events.event_logps(tokens)
+    if log_ratios is not None and pair.sampled is not None:
+        events = pair.sampled[rows]
+        log_ratios.copy_((teacher.gather(1, events) - student.gather(1, events)).squeeze(1))
     value, pull = _jsd_and_pull(student, teacher.to(student.dtype), pair.beta, pair.unreachable)
     if not with_pull:
         return value, None

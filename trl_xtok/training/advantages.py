@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..objectives import (
@@ -15,7 +16,7 @@ from ..objectives import (
     text_correction,
 )
 from .config import CrossTokenizerGKDConfig
-from .window import Means, MicroBatch
+from .window import Means, MicroBatch, StudentScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,33 +38,50 @@ class Credited:
         return torch.stack([self.advantages[self.scored].sum(), self.scored.sum().to(self.advantages.dtype)])
 
 
-def credit_tokens(
-    student_logps: Float[Tensor, " tokens"], batch: MicroBatch, args: CrossTokenizerGKDConfig
-) -> Credited:
+def credit_tokens(scores: StudentScores, batch: MicroBatch, args: CrossTokenizerGKDConfig) -> Credited:
     """Advantages by the rule of `args.credit`, corrected, clipped, charged and centred; none carries a gradient."""
-    credited = _credit_scored(student_logps.detach(), batch, args)
+    credited = _credit_scored(scores, batch, args)
     means = batch.means or _step_means(credited.sum_and_count(), args)
     advantages = torch.where(batch.charged, means.charge, credited.advantages)
     advantages = torch.where(credited.scored | batch.charged, advantages - means.baseline, advantages)
     return replace(credited, advantages=advantages)
 
 
-def _credit_scored(
-    student_logps: Float[Tensor, " tokens"], batch: MicroBatch, args: CrossTokenizerGKDConfig
-) -> Credited:
+def _credit_scored(scores: StudentScores, batch: MicroBatch, args: CrossTokenizerGKDConfig) -> Credited:
     """What needs no other token of the optimizer step; 0 for tokens without a score."""
-    scored = batch.chunks >= 0
-    advantages = chunk_advantages(student_logps, batch.teacher_logps, batch.chunks, args.credit)
+    student_logps = scores.logps.detach()
+    chunks, teacher_logps = _left_to_credit(scores, batch)
+    scored = chunks >= 0
+    advantages = chunk_advantages(student_logps, teacher_logps, chunks, args.credit)
     if (paths := batch.canonical) is not None:
         advantages -= text_correction(student_logps, paths.logps, paths.units, paths.differ, args.credit)
     advantages, clipped = clip_advantages(advantages, args.advantage_clip)
     return Credited(advantages, scored, clipped & scored)
 
 
+def _left_to_credit(
+    scores: StudentScores, batch: MicroBatch
+) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " chunks"]]:
+    """The chunk of each token that is credited, else -1, and `L_T` of each chunk.
+
+    Where distributions are compared, they say all about a chunk of one token on either side. Of a longer chunk they
+    say how likely the event is that it begins with, so `L_T - L_S` loses the log-ratio of that event.
+    """
+    if (starts := batch.starts) is None or scores.compared is None:
+        return batch.chunks, batch.teacher_logps
+    # The last entry is that of chunk -1.
+    finished = torch.zeros(batch.num_chunks + 1, dtype=torch.bool, device=batch.chunks.device)
+    finished[starts.chunks[starts.one_to_one]] = True
+    known = ~starts.one_to_one & (starts.events >= 0)
+    log_ratios = cast(Tensor, scores.compared.log_ratios)[known].to(batch.teacher_logps.dtype)
+    teacher_logps = batch.teacher_logps.index_add(0, starts.chunks[known], -log_ratios)
+    return batch.chunks.masked_fill(finished[batch.chunks], -1), teacher_logps
+
+
 @torch.no_grad()
 def fix_means(
     batches: Sequence[MicroBatch],
-    score: Callable[[dict[str, Tensor]], Float[Tensor, " tokens"]],
+    score: Callable[[MicroBatch], StudentScores],
     args: CrossTokenizerGKDConfig,
     accelerator: Accelerator,
 ) -> None:
@@ -74,12 +92,12 @@ def fix_means(
 
     Args:
         batches: The micro-batches of the step.
-        score: The student's log-probs of packed completions.
+        score: What the student says of a micro-batch.
         args: The training arguments.
         accelerator: Sums over ranks.
     """
     sums = torch.zeros(2, device=accelerator.device)
-    sums += sum(_credit_scored(score(batch.packed), batch, args).sum_and_count() for batch in batches)
+    sums += sum(_credit_scored(score(batch), batch, args).sum_and_count() for batch in batches)
     means = _step_means(accelerator.reduce(sums, "sum"), args)
     for batch in batches:
         batch.means = means

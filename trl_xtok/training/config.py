@@ -6,7 +6,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .config_checks import DICTIONARIES, check_ranges, check_teacher, read_charge, refuse_unsupported
+from .config_checks import (
+    DICTIONARIES,
+    ObjectiveName,
+    check_ranges,
+    check_teacher,
+    read_charge,
+    refuse_unread,
+    refuse_unsupported,
+)
 from .trl_compat import GKDConfig
 
 
@@ -24,9 +32,16 @@ class CrossTokenizerGKDConfig(GKDConfig):
         objective (`str`, *optional*, defaults to `"auto"`):
             What is minimised. `"chunk_rkl"` is the chunk-aligned reverse KL of the [paper](https://huggingface.co/papers/2606.09456).
             `"chunk_jsd"` is the generalised Jensen-Shannon divergence between the probabilities of each chunk, with
-            `beta` as in GKD (0 forward KL, 1 reverse KL). `"auto"` chooses `"chunk_rkl"`.
+            `beta` as in GKD (0 forward KL, 1 reverse KL). The others compare next-token distributions, with `beta`:
+            `"exact_jsd"` the whole ones, for two tokenizers with one vocabulary; `"shared_vocab_jsd"` those over
+            tokens with equal bytes, on chunks of one token on either side, and drops all other chunks; `"hybrid"` adds
+            `chunk_rkl` on those; `"prefix_jsd"` compares classes of tokens that begin the same text where a chunk
+            begins, and adds `chunk_rkl` on what the rest of the chunk says. `"auto"` chooses `"exact_jsd"` for one
+            vocabulary and `"chunk_rkl"` for two.
         chunk_temperature (`float`, *optional*, defaults to `1.0`):
             Divides the log-probs of whole chunks in `chunk_jsd`; above 1 it softens long chunks.
+        chunk_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the `chunk_rkl` part of `hybrid` and `prefix_jsd`.
         credit (`str`, *optional*, defaults to `"proportional"`):
             How a chunk's signal is split over its student tokens: `"proportional"` (the paper), `"additive"`,
             `"uniform"` or `"chunk"` (the whole signal to every token).
@@ -77,12 +92,15 @@ class CrossTokenizerGKDConfig(GKDConfig):
     )
 
     # Parameters that control the objective
-    objective: Literal["auto", "chunk_rkl", "chunk_jsd"] = field(
+    objective: ObjectiveName = field(
         default="auto",
-        metadata={"help": "What is minimised: the reverse KL (`chunk_rkl`, `auto`) or JSD (`chunk_jsd`) of chunks."},
+        metadata={"help": "What is minimised; `auto` is `exact_jsd` for two equal vocabularies, else `chunk_rkl`."},
     )
     chunk_temperature: float = field(
         default=1.0, metadata={"help": "Divides the log-probs of whole chunks in `chunk_jsd`."}
+    )
+    chunk_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the `chunk_rkl` part of `hybrid` and `prefix_jsd`."}
     )
     credit: Literal["proportional", "additive", "uniform", "chunk"] = field(
         default="proportional", metadata={"help": "How a chunk's signal is split over its student tokens."}
@@ -156,15 +174,11 @@ class CrossTokenizerGKDConfig(GKDConfig):
             self.fp16 = self.fp16 or (not self.bf16 and not self.use_cpu and torch.cuda.is_available())
         super().__post_init__()
         refuse_unsupported(self)
+        refuse_unread(self, self.objective)
         check_ranges(self)
         check_teacher(self)
         if self.dropped_advantage != "mean":
             self.dropped_advantage = read_charge(self.dropped_advantage, self.advantage_baseline)
-
-    @property
-    def charges_dropped(self) -> bool:
-        """Whether tokens that the student made unscorable are trained on, with a charge."""
-        return self.objective != "chunk_jsd" and self.dropped_advantage != 0
 
     @property
     def scoring(self) -> dict[str, Any]:

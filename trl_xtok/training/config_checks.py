@@ -41,11 +41,21 @@ ONLY_VALUE: dict[str, Any] = {
     "torch_compile": False,
     "truncation_mode": "keep_start",
 }
-# Arguments that an objective does not read.
-_UNREAD = {
-    "auto": ("beta", "chunk_temperature"),
-    "chunk_rkl": ("beta", "chunk_temperature"),
-    "chunk_jsd": ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage"),
+ObjectiveName = Literal[
+    "auto", "chunk_rkl", "chunk_jsd", "exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd"
+]  # fmt: skip
+_CREDIT = ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage")
+_SELECTION = ("one_to_one_only", "max_chunk_tokens")
+# Arguments that an objective does not read. `auto` may still become one of two.
+_UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
+    "auto": ("chunk_temperature", "chunk_weight"),
+    "chunk_rkl": ("beta", "chunk_temperature", "chunk_weight"),
+    "chunk_jsd": (*_CREDIT, "chunk_weight"),
+    "exact_jsd": (*_CREDIT, *_SELECTION, "chunk_temperature", "chunk_weight"),
+    "shared_vocab_jsd": (*_CREDIT, *_SELECTION, "chunk_temperature", "chunk_weight"),
+    # A unit of the text correction may hold tokens that are compared and tokens that are credited.
+    "hybrid": ("segmentation", "one_to_one_only", "chunk_temperature"),
+    "prefix_jsd": ("segmentation", "chunk_temperature"),
 }
 
 
@@ -58,12 +68,6 @@ def refuse_unsupported(args: Any) -> None:
                 f"`{name}={getattr(args, name)!r}` is not supported by cross-tokenizer distillation and would be "
                 f"ignored. Leave it at `{value!r}`."
             )
-    for name in _UNREAD[args.objective]:
-        if getattr(args, name) != (default := type(args).__dataclass_fields__[name].default):
-            raise ConfigError(
-                f"`{name}={getattr(args, name)!r}` has no effect on `objective={args.objective!r}`. Leave it at "
-                f"{default!r}, or choose another objective."
-            )
     if args.one_to_one_only and args.max_chunk_tokens is not None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
@@ -73,15 +77,28 @@ def refuse_unsupported(args: Any) -> None:
             raise ConfigError(f"`{name}=True` has no effect on a CPU, where float32 is used. Leave it at False.")
 
 
+def refuse_unread(args: Any, objective: ObjectiveName) -> None:
+    """Refuse what `objective` does not read: the one that was asked for, or what `auto` turned out to be."""
+    for name in _UNREAD[objective]:
+        if getattr(args, name) != (default := type(args).__dataclass_fields__[name].default):
+            chosen = "" if objective == args.objective else ", which `auto` chooses for these two tokenizers"
+            raise ConfigError(
+                f"`{name}={getattr(args, name)!r}` has no effect on `objective={objective!r}`{chosen}. Leave it at "
+                f"{default!r}, or choose another objective."
+            )
+
+
 def check_ranges(args: Any) -> None:
     """Refuse numbers that are none or out of range."""
-    for name in ("temperature", "chunk_temperature", "min_coverage", "advantage_clip"):
+    for name in ("temperature", "chunk_temperature", "chunk_weight", "min_coverage", "advantage_clip"):
         value = getattr(args, name)
         if not isinstance(value, int | float) and (name != "advantage_clip" or value is not None):
             raise ConfigError(f"`{name}` must be a number, got {value!r}.")
     for name in ("temperature", "chunk_temperature"):
         if not 0 < getattr(args, name) < math.inf:
             raise ConfigError(f"`{name}` must be positive and finite, got {getattr(args, name)}.")
+    if not 0 <= args.chunk_weight < math.inf:
+        raise ConfigError(f"`chunk_weight` must be finite and at least 0, got {args.chunk_weight}.")
     if not 0 <= args.beta <= 1:
         raise ConfigError(f"`beta` must be in [0, 1], got {args.beta}.")
     if not 0 <= args.min_coverage <= 1:

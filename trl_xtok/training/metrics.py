@@ -40,6 +40,8 @@ _SUMS = (
     "bytes",
     "end_log_ratio",
     "ends",
+    "divergence",
+    "compared",
     "rollouts",
     "noncanonical",
     "stopped",
@@ -169,6 +171,8 @@ def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]
     # Left out where there is nothing to average: a zero would read as a perfect match.
     if sums["bytes"]:
         metrics["xtok/reverse_kl_per_byte"] = sums["log_ratio"] / sums["bytes"]
+    if sums["compared"]:
+        metrics["xtok/vocab_jsd"] = sums["divergence"] / sums["compared"]
     if sums["ends"]:
         metrics["xtok/reverse_kl_end"] = sums["end_log_ratio"] / sums["ends"]
     if sums["stopped"]:

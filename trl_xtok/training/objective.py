@@ -1,34 +1,127 @@
-"""What an optimizer step minimises: the student's log-probs of a micro-batch -> one loss per token."""
+"""What an optimizer step minimises: which objective, on which chunks, and the loss of each token."""
 
+from dataclasses import dataclass
+
+import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, zeros_like
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from ..objectives import chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk
+from ..alignment.aligner import TokenizerAligner
+from ..errors import ConfigError
+from ..objectives import LMHead, chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
 from .advantages import credit_tokens
 from .config import CrossTokenizerGKDConfig
-from .window import MicroBatch
+from .config_checks import ObjectiveName, refuse_unread
+from .scoring import completion_states, read_lm_head
+from .vocab_comparison import VocabComparison
+from .window import MicroBatch, Selection, StudentScores
+
+
+# Objectives that credit sampled tokens, and those that compare next-token distributions.
+_CREDITING: tuple[ObjectiveName, ...] = ("chunk_rkl", "hybrid", "prefix_jsd")
+_COMPARING: tuple[ObjectiveName, ...] = ("exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd")
+
+
+def choose_objective(args: CrossTokenizerGKDConfig, aligner: TokenizerAligner) -> ObjectiveName:
+    """What `args.objective` means for these two tokenizers.
+
+    Raises:
+        ConfigError: If it cannot serve them, or does not read an argument that was set.
+    """
+    objective = args.objective
+    if objective == "auto":
+        objective = "exact_jsd" if aligner.same_vocabulary else "chunk_rkl"
+        refuse_unread(args, objective)
+    if objective == "exact_jsd" and not aligner.same_vocabulary:
+        raise ConfigError(
+            "`objective='exact_jsd'` compares the models token by token, but the two tokenizers do not spell the same "
+            "bytes id by id. Use 'prefix_jsd' to compare what both can express, or 'chunk_rkl'."
+        )
+    return objective
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        name: From `choose_objective`.
+        selection: Which chunks and tokens are trained on.
+        comparison: What compares next-token distributions, if the objective does.
+    """
+
+    name: ObjectiveName
+    selection: Selection
+    comparison: VocabComparison | None
+
+
+def make_objective(
+    name: ObjectiveName,
+    args: CrossTokenizerGKDConfig,
+    aligner: TokenizerAligner,
+    student: PreTrainedModel,
+    teacher_head: LMHead,
+) -> Objective:
+    """Set up what `name` stands for; for `prefix_jsd` that takes seconds.
+
+    Raises:
+        TokenizerError: If distributions are to be compared that have no event in common.
+    """
+    selection = Selection(
+        charge_dropped=name in _CREDITING and args.dropped_advantage != 0,
+        keep_unfinished=aligner.same_vocabulary,
+        one_to_one_only=args.one_to_one_only or name == "shared_vocab_jsd",
+        max_chunk_tokens=args.max_chunk_tokens,
+    )
+    if name not in _COMPARING:
+        return Objective(name, selection, None)
+    rows = len(read_lm_head(student).weight)
+    return Objective(name, selection, VocabComparison(name, aligner, rows, teacher_head.to(args.device), args))
+
+
+def student_scores(
+    student: PreTrainedModel, batch: MicroBatch, objective: Objective, args: CrossTokenizerGKDConfig
+) -> StudentScores:
+    """One forward pass of the student over a micro-batch."""
+    states, head = completion_states(student, batch.packed), read_lm_head(student)
+    # Where only distributions are compared, log-probs are for the metrics.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and objective.name in (*_CREDITING, "chunk_jsd")):
+        logps = token_logps(states, head, batch.packed["targets"], **args.scoring)
+    if objective.comparison is None or batch.starts is None:
+        return StudentScores(logps)
+    return StudentScores(logps, objective.comparison(states, head, batch.starts))
 
 
 def token_losses(
-    student_logps: Float[Tensor, " tokens"], batch: MicroBatch, args: CrossTokenizerGKDConfig
+    scores: StudentScores, batch: MicroBatch, objective: Objective, args: CrossTokenizerGKDConfig
 ) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor]]:
-    """The loss of each completion token by `args.objective`, and the sums that `RunMetrics` takes.
+    """The loss of each completion token, and the sums that `RunMetrics` takes.
 
-    Tokens that are neither scored nor charged get 0.
+    Tokens that are neither compared nor scored nor charged get 0. The divergence of two distributions stands on the
+    first token of the chunk that begins there.
 
     Args:
-        student_logps: Log-prob of each completion token, with gradient.
+        scores: From `student_scores`.
         batch: The micro-batch they belong to.
+        objective: What is minimised.
         args: The training arguments.
     """
-    if args.objective == "chunk_jsd":
+    clipped = torch.zeros_like(batch.charged)
+    if objective.name == "chunk_jsd":
         teacher, options = batch.teacher_logps, {"beta": args.beta, "temperature": args.chunk_temperature}
-        losses = chunk_jsd(student_logps, teacher, batch.chunks, **options)
-        clipped = zeros_like(batch.charged)
+        losses = chunk_jsd(scores.logps, teacher, batch.chunks, **options)
+    elif objective.name in _CREDITING:
+        credited = credit_tokens(scores, batch, args)
+        losses, clipped = args.chunk_weight * chunk_rkl(scores.logps, credited.advantages), credited.clipped
     else:
-        credited = credit_tokens(student_logps, batch, args)
-        losses, clipped = chunk_rkl(student_logps, credited.advantages), credited.clipped
-    return losses, _report(student_logps.detach(), batch, clipped)
+        losses = torch.zeros_like(scores.logps)
+    sums = _report(scores.logps.detach(), batch, clipped)
+    if batch.starts is not None and scores.compared is not None:
+        divergences = scores.compared.divergences.to(losses.dtype)
+        losses = losses.index_add(0, batch.starts.tokens, divergences)
+        sums |= {"divergence": divergences.detach().sum(), "compared": torch.tensor(len(divergences))}
+    return losses, sums
 
 
 def _report(

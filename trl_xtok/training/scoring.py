@@ -106,18 +106,22 @@ def completion_logps(
 
     Only these positions reach the head. The result carries a gradient where the model's parameters do.
     """
-    backbone_outputs = model.base_model(
-        input_ids=packed["input_ids"], attention_mask=packed["attention_mask"], use_cache=False
-    )
-    hidden = backbone_outputs.last_hidden_state.flatten(0, 1).index_select(0, packed["positions"])
     return token_logps(
-        hidden,
+        completion_states(model, packed),
         read_lm_head(model),
         packed["targets"],
         temperature=temperature,
         block_size=block_size,
         backend=backend,
     )
+
+
+def completion_states(model: PreTrainedModel, packed: dict[str, Tensor]) -> Float[Tensor, "tokens hidden"]:
+    """Final hidden state with which each completion token of `packed` is predicted, in its order."""
+    backbone_outputs = model.base_model(
+        input_ids=packed["input_ids"], attention_mask=packed["attention_mask"], use_cache=False
+    )
+    return backbone_outputs.last_hidden_state.flatten(0, 1).index_select(0, packed["positions"])
 
 
 @torch.no_grad()

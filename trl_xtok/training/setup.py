@@ -24,7 +24,6 @@ from ..errors import ConfigError, DataError, TemplateError
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator, is_conversational_prompt, read_prompt
 from .loading import Model, check_model, context_length, name_of
-from .window import Selection
 
 
 # So many of the longest prompts are tokenized before the first step: to tokenize them all would take minutes.
@@ -282,14 +281,4 @@ def make_aligner(collator: PromptCollator, generation_config: GenerationConfig) 
         teacher,
         student_stop_ids=[stops] if isinstance(stops, int) else stops,
         teacher_end_id=None if template is None else end_of_turn_id(teacher, chat_template=template),
-    )
-
-
-def make_selection(args: CrossTokenizerGKDConfig, aligner: TokenizerAligner) -> Selection:
-    """Which chunks and tokens `args` train on."""
-    return Selection(
-        charge_dropped=args.charges_dropped,
-        keep_unfinished=aligner.same_vocabulary,
-        one_to_one_only=args.one_to_one_only,
-        max_chunk_tokens=args.max_chunk_tokens,
     )

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from ..errors import ModelError
+from ..objectives import LMHead, token_logps
 from .config import CrossTokenizerGKDConfig
 from .loading import context_length
-from .scoring import causal_lm, check_head, completion_logps, pack
+from .scoring import causal_lm, check_head, completion_states, pack, read_lm_head
 
 
 class Teacher(Protocol):
@@ -50,27 +51,45 @@ class LocalTeacher:
         self._args = args
         check_head(causal_lm(model), "teacher")
 
+    @property
+    def lm_head(self) -> LMHead:
+        """What makes logits of its hidden states."""
+        return read_lm_head(causal_lm(self.model))
+
     @torch.no_grad()
     def token_logps(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     ) -> Float[Tensor, " teacher_tokens"]:
         """See [`Teacher.token_logps`]."""
-        device = self.model.get_input_embeddings().weight.device
+        return self.token_logps_and_states(prompts, completions)[0]
+
+    @torch.no_grad()
+    def token_logps_and_states(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, " teacher_tokens"], Float[Tensor, "teacher_tokens hidden"]]:
+        """The same, and the final hidden state that predicts each token; NaN where unknown, too."""
+        model = causal_lm(self.model)
         kept = [self._readable(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        logps = completion_logps(causal_lm(self.model), pack(prompts, kept, 0, device), **self._args.scoring)
+        packed = pack(prompts, kept, 0, model.get_input_embeddings().weight.device)
+        states = completion_states(model, packed)
+        logps = token_logps(states, read_lm_head(model), packed["targets"], **self._args.scoring)
         missing = [len(completion) - len(scored) for completion, scored in zip(completions, kept, strict=True)]
-        if not any(missing):
-            return logps
-        rows = logps.split([len(scored) for scored in kept])
-        return torch.cat(
-            [part for row, gap in zip(rows, missing, strict=True) for part in (row, row.new_full((gap,), torch.nan))]
-        )
+        sizes = [len(scored) for scored in kept]
+        return _fill(logps, sizes, missing), _fill(states, sizes, missing)
 
     def _readable(self, prompt: Sequence[int], completion: Sequence[int]) -> Sequence[int]:
         """The beginning of the completion that is within context and embedding."""
         vocab_size = self.model.config.get_text_config().vocab_size
         end = next((place for place, token in enumerate(completion) if token >= vocab_size), len(completion))
         return completion[: end if self.context is None else max(min(end, self.context - len(prompt)), 0)]
+
+
+def _fill(values: Tensor, sizes: Sequence[int], missing: Sequence[int]) -> Tensor:
+    """Put as many NaN behind each row as values are missing there."""
+    if not any(missing):
+        return values
+    rows = zip(values.split(sizes), missing, strict=True)
+    return torch.cat([part for row, gap in rows for part in (row, row.new_full((gap, *row.shape[1:]), torch.nan))])
 
 
 def load_teacher(teacher: str | PreTrainedModel, args: CrossTokenizerGKDConfig) -> PreTrainedModel:

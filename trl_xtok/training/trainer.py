@@ -28,9 +28,10 @@ from .advantages import fix_means
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .metrics import CoverageGuard, RunMetrics
-from .objective import token_losses
+from .objective import choose_objective, make_objective, student_scores, token_losses
 from .rollouts import generate_completions, sampling_seed
 from .scoring import causal_lm, check_head, completion_logps
+from .segmentation import add_canonical_paths
 from .teachers import LocalTeacher, load_teacher
 from .trl_compat import (
     GKDTrainer,
@@ -40,7 +41,7 @@ from .trl_compat import (
     gkd_init,
     unwrap_model_for_generation,
 )
-from .window import MicroBatch, Rollout, add_canonical_paths, align_rollouts, assemble
+from .window import MicroBatch, Rollout, StudentScores, align_rollouts, assemble
 
 
 # Keeps evaluation from drawing what some training step draws.
@@ -168,9 +169,11 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         self.generation_config.use_cache = True
         self.aligner = setup.make_aligner(collator, self.generation_config)
         loading.let_gradients_through(self.model)
-        check_head(causal_lm(self.model), "student")
+        check_head(student := causal_lm(self.model), "student")
+        objective_name = choose_objective(args, self.aligner)
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
         self.teacher_model = self.teacher.model
+        self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._run_metrics = {"train": RunMetrics(), "eval": RunMetrics()}
         self._coverage_guard = CoverageGuard(args.min_coverage)
 
@@ -215,17 +218,12 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             return generate_completions(causal_lm(student), rows, self.generation_config, size, self.args.device)
 
     def _score(self, rollouts: Sequence[Rollout]) -> MicroBatch:
-        teacher_logps = self.teacher.token_logps(
+        logps, states = self.teacher.token_logps_and_states(
             [rollout.teacher_prompt_ids for rollout in rollouts],
             [rollout.alignment.teacher_ids for rollout in rollouts],
         )
-        return assemble(
-            rollouts,
-            teacher_logps,
-            pad_id=self.processing_class.pad_token_id,
-            device=self.args.device,
-            selection=setup.make_selection(self.args, self.aligner),
-        )
+        where = {"pad_id": self.processing_class.pad_token_id, "device": self.args.device}
+        return assemble(rollouts, logps, states, self.objective.selection, self.objective.comparison, **where)
 
     def _fix_window(self, batches: Sequence[MicroBatch], mode: Literal["train", "eval"]) -> Tensor:
         """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
@@ -233,14 +231,14 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         scored, charged, sampled = counts.tolist()
         if mode == "train":
             self._coverage_guard.check(scored / max(sampled, 1))
-        score = partial(self._student_logps, self.model)
         if self.args.segmentation == "text":
+            where = {"pad_id": self.processing_class.pad_token_id, "device": self.args.device}
             for batch in batches:
-                add_canonical_paths(batch, score, pad_id=self.processing_class.pad_token_id, device=self.args.device)
+                add_canonical_paths(batch, partial(self._student_logps, self.model), **where)
         is_whole_step = len(batches) == self.accelerator.num_processes == 1
         needs_mean = self.args.advantage_baseline == "mean" or (charged and self.args.dropped_advantage == "mean")
         if needs_mean and not is_whole_step:
-            fix_means(batches, score, self.args, self.accelerator)
+            fix_means(batches, partial(self._student_scores, self.model), self.args, self.accelerator)
         return (counts[0] + counts[1]).clamp(min=1)
 
     # One micro-batch: the student's log-probs, the advantages, the loss.
@@ -256,8 +254,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         """The loss of the micro-batch, per trained token of the optimizer step."""
         batch: MicroBatch = inputs["micro_batch"]
         student = self.accelerator.unwrap_model(model)
-        student_logps = call_through_wrapper(model, student, self._student_logps, student, batch.packed)
-        losses, sums = token_losses(student_logps, batch, self.args)
+        scores = call_through_wrapper(model, student, self._student_scores, student, batch)
+        losses, sums = token_losses(scores, batch, self.objective, self.args)
         self._run_metrics["train" if self.model.training else "eval"].add(sums)
         # DDP averages the gradients over the ranks; the normalizer counts the tokens of all of them.
         loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
@@ -266,6 +264,10 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
     def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:
         with self.accelerator.autocast():
             return completion_logps(causal_lm(model), packed, **self.args.scoring)
+
+    def _student_scores(self, model: nn.Module, batch: MicroBatch) -> StudentScores:
+        with self.accelerator.autocast():
+            return student_scores(causal_lm(model), batch, self.objective, self.args)
 
     # Evaluation and logs.
 

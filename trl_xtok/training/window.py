@@ -5,7 +5,7 @@ is not trained on is counted by reason here, before anything is normalized.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..alignment.aligner import Alignment, TokenizerAligner
-from ..alignment.chunks import merge_units
-from ..objectives import sum_by_chunk
+from ..objectives import VocabJSD, sum_by_chunk
 from .data import unpad
 from .scoring import pack, to_device
+from .vocab_comparison import ChunkStarts, VocabComparison
 
 
 # What the student itself made unscorable; the rest of the reasons lie with the teacher or the length limit.
@@ -103,6 +103,18 @@ class Means(NamedTuple):
     baseline: Float[Tensor, ""]
 
 
+class StudentScores(NamedTuple):
+    """What the student says of a micro-batch, with gradient where the loss needs it.
+
+    Attributes:
+        logps: Log-prob of each completion token, in nats.
+        compared: Its next-token distributions against the teacher's, at `MicroBatch.starts`; `None` if there are none.
+    """
+
+    logps: Float[Tensor, " tokens"]
+    compared: VocabJSD | None = None
+
+
 @dataclass(slots=True)
 class MicroBatch:
     """Aligned and scored rollouts that go through the student together.
@@ -114,6 +126,7 @@ class MicroBatch:
         chunk_bytes: Bytes of text in each chunk; 0 for end chunks.
         charged: Completion tokens that are charged instead of scored.
         dropped: Reason -> number of student tokens that are not trained on.
+        starts: Where next-token distributions are compared; `None` if the objective compares none.
         canonical: What `segmentation="text"` needs; `None` if all rollouts are canonical.
         means: What the whole optimizer step decides; `None` if the micro-batch is all of it.
         rollouts: What the micro-batch was made of.
@@ -125,6 +138,7 @@ class MicroBatch:
     chunk_bytes: Int[Tensor, " chunks"]
     charged: Bool[Tensor, " tokens"]
     dropped: Counter[str]
+    starts: ChunkStarts | None = None
     canonical: CanonicalPaths | None = None
     means: Means | None = None
     rollouts: Sequence[Rollout] = field(default=())
@@ -166,10 +180,12 @@ class Selection(NamedTuple):
 def assemble(
     rollouts: Sequence[Rollout],
     teacher_token_logps: Float[Tensor, " teacher_tokens"],
+    teacher_states: Float[Tensor, "teacher_tokens hidden"],
+    selection: Selection,
+    comparison: VocabComparison | None,
     *,
     pad_id: int,
     device: torch.device,
-    selection: Selection,
 ) -> MicroBatch:
     """Put aligned rollouts and their teacher scores together.
 
@@ -177,9 +193,11 @@ def assemble(
         rollouts: The completions of the micro-batch.
         teacher_token_logps: Log-prob of each token of `alignment.teacher_ids`, rollout after rollout; NaN where the
             teacher could not say.
+        teacher_states: The teacher's hidden state that predicts each of these tokens.
+        selection: What is trained on.
+        comparison: Finds where to compare next-token distributions; `None` if the objective compares none.
         pad_id: Padding id of the student.
         device: Where the student is.
-        selection: What is trained on.
     """
     chunks, teacher_chunks, reasons, chunk_bytes = [], [], [], []
     unfinished: set[int] = set()
@@ -202,6 +220,11 @@ def assemble(
         reason = "unfinished" if chunk in unfinished else None if scored[chunk] else "teacher"
         if reason := reason or selection.drop_reason(sizes[chunk]):
             chunks[token], reasons[token] = -1, reason
+    starts = None
+    if comparison is not None:
+        student_ids = [token_id for rollout in rollouts for token_id in rollout.completion_ids]
+        teacher_ids = [token_id for rollout in rollouts for token_id in rollout.alignment.teacher_ids]
+        starts = comparison.starts((student_ids, chunks), (teacher_ids, teacher_chunks), teacher_states, device)
     charged = [selection.charge_dropped and reason in CHARGED_REASONS for reason in reasons]
     return MicroBatch(
         packed=pack([r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts], pad_id, device),
@@ -210,6 +233,7 @@ def assemble(
         chunk_bytes=to_device(torch.tensor(chunk_bytes, dtype=torch.long), device),
         charged=to_device(torch.tensor(charged, dtype=torch.bool), device),
         dropped=Counter(reason for reason in reasons if reason is not None),
+        starts=starts,
         rollouts=rollouts,
     )
 
@@ -220,60 +244,3 @@ def _bytes_by_chunk(alignment: Alignment) -> list[int]:
         if chunk >= 0:
             sizes[chunk] += size
     return sizes
-
-
-def add_canonical_paths(
-    batch: MicroBatch,
-    score: Callable[[dict[str, Tensor]], Float[Tensor, " tokens"]],
-    *,
-    pad_id: int,
-    device: torch.device,
-) -> None:
-    """Find the units of `batch` and score the canonical paths through them, for the text correction.
-
-    Rollouts that are canonical need no correction, so their tokens stay outside all units.
-
-    Args:
-        batch: Gets its `canonical`.
-        score: The student's log-probs of packed completions.
-        pad_id: Padding id of the student.
-        device: Where the student is.
-    """
-    rows = iter(batch.chunks.tolist())
-    units: list[int] = []
-    canonical_units: list[int] = []
-    differs: list[bool] = []
-    others = [rollout for rollout in batch.rollouts if not rollout.is_canonical]
-    for rollout in batch.rollouts:
-        chunks = [next(rows) for _ in rollout.completion_ids]
-        if rollout.is_canonical:
-            units += [-1] * len(chunks)
-            continue
-        regions = rollout.canonical.student_chunks
-        merged = merge_units(chunks, regions)
-        unit_of_region = dict(zip(regions, merged, strict=True)) | {-1: -1}
-        on_canonical = [unit_of_region[region] for region in rollout.canonical.teacher_chunks]
-        offset, count = len(differs), max(merged, default=-1) + 1
-        sampled_path = _ids_by_unit(rollout.completion_ids, merged, count)
-        canonical_path = _ids_by_unit(rollout.canonical.teacher_ids, on_canonical, count)
-        differs += (a != b for a, b in zip(sampled_path, canonical_path, strict=True))
-        units += (unit + offset if unit >= 0 else -1 for unit in merged)
-        canonical_units += (unit + offset if unit >= 0 else -1 for unit in on_canonical)
-    if not others:
-        return
-    packed = pack([r.prompt_ids for r in others], [r.canonical.teacher_ids for r in others], pad_id, device)
-    with torch.no_grad():
-        token_logps = score(packed)
-    batch.canonical = CanonicalPaths(
-        units=to_device(torch.tensor(units, dtype=torch.long), device),
-        differ=to_device(torch.tensor(differs, dtype=torch.bool), device),
-        logps=sum_by_chunk(token_logps, to_device(torch.tensor(canonical_units), device), len(differs)),
-    )
-
-
-def _ids_by_unit(ids: Sequence[int], units: Sequence[int], num_units: int) -> list[list[int]]:
-    paths: list[list[int]] = [[] for _ in range(num_units)]
-    for token, unit in zip(ids, units, strict=True):
-        if unit >= 0:
-            paths[unit].append(token)
-    return paths
