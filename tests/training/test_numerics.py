@@ -38,14 +38,14 @@ def sentencepiece(build, teacher_path):
 
 @pytest.fixture(scope="module")
 def same_tokenizer(build, same_tokenizer_teacher_path):
-    return build(same_tokenizer_teacher_path)
+    return build(same_tokenizer_teacher_path, objective="chunk_rkl")
 
 
 def assert_as_reference(trainer, batch_size=3):
     actual, gradients = loss_and_gradients(trainer, PROMPTS, batch_size)
     reference = Reference(trainer)
     # Divergences of coins are smaller than log-ratios, and so are their gradients.
-    loss, largest = (reference.chunk_jsd, 3e-5) if trainer.args.objective == "chunk_jsd" else (reference.loss, 1e-3)
+    loss, largest = (reference.chunk_jsd, 3e-5) if trainer.objective.name == "chunk_jsd" else (reference.loss, 1e-3)
     expected = loss(trainer.rollouts)
     expected.backward()
     torch.testing.assert_close(actual, expected.detach().float(), atol=largest / 100, rtol=1e-5)
@@ -66,11 +66,9 @@ def test_loss_and_gradients_equal_the_reference(byteless, monkeypatch, credit, s
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100], ids=["micro-batches of one", "ragged", "one micro-batch"])
 @pytest.mark.parametrize(("beta", "temperature"), [(0.1, 8.0), (0.5, 20.0), (0.9, 5.0)])
-def test_chunk_jsd(byteless, monkeypatch, beta, temperature, batch_size):
-    monkeypatch.setattr(byteless.args, "objective", "chunk_jsd")
-    monkeypatch.setattr(byteless.args, "beta", beta)
-    monkeypatch.setattr(byteless.args, "chunk_temperature", temperature)
-    assert_as_reference(byteless, batch_size)
+def test_chunk_jsd(build, byteless_teacher_path, beta, temperature, batch_size):
+    options = {"objective": "chunk_jsd", "beta": beta, "chunk_temperature": temperature}
+    assert_as_reference(build(byteless_teacher_path, **options), batch_size)
 
 
 @pytest.mark.parametrize(("name", "value"), [("one_to_one_only", True), ("max_chunk_tokens", 2)])

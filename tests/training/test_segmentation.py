@@ -59,7 +59,7 @@ def advantages(trainer, rollouts):
     trainer.rollouts = rollouts
     (inputs,), _ = whole_step(trainer, list(rollouts), batch_size=len(rollouts))
     batch = inputs["micro_batch"]
-    return batch, credit_tokens(trainer._student_logps(trainer.model, batch.packed), batch, trainer.args).advantages
+    return batch, credit_tokens(trainer._student_scores(trainer.model, batch), batch, trainer.args).advantages
 
 
 def correction(trainer, monkeypatch, rollouts):

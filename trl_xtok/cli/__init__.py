@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo",
         help="distil Gemma 3 270M into SmolLM2 135M on this machine",
         description="Distil Gemma 3 270M (4-bit) into SmolLM2-135M-Instruct (LoRA) on about 200 short prompts, and "
-        "show what changed on held-out ones. Needs no network; trains for ten to fourteen minutes on two CPU cores.",
+        "show what changed on held-out ones. Needs no network; trains for about ten minutes on two CPU cores.",
     )
     demo.add_argument(
         "--seed", type=int, default=0, help="seed of sampling, data order and LoRA (default: %(default)s)"

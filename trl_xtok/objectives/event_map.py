@@ -1,28 +1,46 @@
 """Events that two vocabularies have in common, and how the tokens of one of them make them up."""
 
-import math
 from dataclasses import dataclass
-from typing import cast
+from functools import cached_property
+from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from ..errors import ModelError
 
 
-@dataclass(frozen=True, slots=True)
+class EventLogps(NamedTuple):
+    """Log-probs of events, and what is needed to go back to tokens.
+
+    Attributes:
+        logps: Log-prob of each event, at least the smallest that a number of its kind can be the exponential of.
+        token_weights: Where events are classes, what each token weighs, 0 for those that take no part.
+        event_weights: And what the tokens of each event weigh together.
+    """
+
+    logps: Float[Tensor, "rows events"]
+    token_weights: Float[Tensor, "rows vocab"] | None = None
+    event_weights: Float[Tensor, "rows events"] | None = None
+
+
+@dataclass(frozen=True)
 class EventMap:
     """How the tokens of one vocabulary make up events.
+
+    Tensors over a vocabulary are taken and made with neighbouring rows, not neighbouring tokens, next to each other in
+    memory: to pick and to add up tokens then is to copy and to add up whole lines.
 
     Attributes:
         columns: Tokens that take part, in an order that both sides share; the distribution is renormalised over them.
             `None` for all tokens.
-        classes: Event of each token that takes part; `None` if each is an event of its own.
+        classes: Event of each token that takes part, in ascending order; `None` if each is an event of its own.
         num_events: How many events there are; `None` if it is the number of tokens that take part.
 
     Raises:
-        ModelError: If classes are given without their number, or one of them is out of its range.
+        ModelError: If classes are given without their number, out of order, or out of its range.
     """
 
     columns: Int[Tensor, " events"] | None = None
@@ -32,46 +50,58 @@ class EventMap:
     def __post_init__(self) -> None:
         if self.classes is None:
             return
-        if self.num_events is None or not 0 <= int(self.classes.min()) <= int(self.classes.max()) < self.num_events:
+        in_range = self.num_events is not None and 0 <= int(self.classes[0]) <= int(self.classes[-1]) < self.num_events
+        if not in_range or not bool((self.classes.diff() >= 0).all()):
             raise ModelError(
                 f"Classes run from {self.classes.min()} to {self.classes.max()} of num_events={self.num_events}. "
-                "Number them from 0, give their number, and leave tokens without a class out of `columns`."
+                "Number them from 0, give their number, sort the tokens by class, and leave tokens without a class "
+                "out of `columns`."
             )
 
-    def without_tokens(self) -> Bool[Tensor, " events"] | None:
+    @cached_property
+    def empty(self) -> Tensor | None:
         """Events that no token of this side makes up, `None` if there can be none."""
+        return None if self.classes is None else torch.bincount(self.classes, minlength=self._num_classes) == 0
+
+    def count(self, vocab_size: int) -> int:
+        """How many events there are for a vocabulary of this size."""
+        if self.classes is not None:
+            return self._num_classes
+        return vocab_size if self.columns is None else len(self.columns)
+
+    @property
+    def _num_classes(self) -> int:
+        return cast(int, self.num_events)
+
+    @cached_property
+    def _first_of_class(self) -> Tensor:
+        classes = cast(Tensor, self.classes)
+        return torch.searchsorted(classes, torch.arange(self._num_classes, device=classes.device))
+
+    def event_logps_(self, logits: Float[Tensor, "rows vocab"]) -> EventLogps:
+        """Log-probs of the events; `logits` is used up."""
         if self.classes is None:
-            return None
-        return torch.bincount(self.classes, minlength=cast(int, self.num_events)) == 0
+            logps = logits if self.columns is None else logits.T.index_select(0, self.columns).T
+            return EventLogps(logps.sub_(logps.logsumexp(dim=1, keepdim=True)))
+        vocab_size = logits.shape[1]
+        columns = torch.arange(vocab_size, device=logits.device) if self.columns is None else self.columns
+        if len(columns) < vocab_size:
+            # A token that takes no part could be so likely that all others vanish beside it.
+            idle = torch.ones(vocab_size, dtype=torch.bool, device=logits.device).index_fill_(0, columns, False)
+            logits.masked_fill_(idle, -torch.inf)
+        weights = logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
+        sums = embedding_bag(columns, weights.T, self._first_of_class, mode="sum").T
+        logps = (sums / sums.sum(dim=1, keepdim=True)).clamp_(min=torch.finfo(sums.dtype).tiny).log_()
+        return EventLogps(logps, weights, sums)
 
-    def token_logps_(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows tokens"]:
-        """Log-probs of the tokens that take part; takes the place of `logits` if all of them do."""
-        taking_part = logits if self.columns is None else logits[:, self.columns]
-        return taking_part.sub_(taking_part.logsumexp(dim=1, keepdim=True))
-
-    def event_logps(self, token_logps: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows events"]:
-        """Log-probs of the events; an event without tokens gets a very small one."""
-        if self.classes is None:
-            return token_logps
-        shape = len(token_logps), cast(int, self.num_events)
-        largest = token_logps.new_full(shape, -math.inf)
-        largest.scatter_reduce_(1, self.classes.expand_as(token_logps), token_logps, "amax")
-        sums = token_logps.new_zeros(shape)
-        sums.index_add_(1, self.classes, (token_logps - largest[:, self.classes]).exp_())
-        smallest = math.log(torch.finfo(sums.dtype).tiny)
-        return sums.log_().add_(largest).masked_fill_(largest.isinf(), smallest)
-
-    def spread(
-        self,
-        event_values: Float[Tensor, "rows events"],
-        event_logps: Float[Tensor, "rows events"],
-        token_logps: Float[Tensor, "rows tokens"],
-        vocab_size: int,
+    def spread_(
+        self, event_values: Float[Tensor, "rows events"], events: EventLogps, vocab_size: int
     ) -> Float[Tensor, "rows vocab"]:
         """The value of each event times the share that a token has in it; 0 for tokens that take no part."""
         values = event_values
-        if self.classes is not None:
-            values = values[:, self.classes].mul_((token_logps - event_logps[:, self.classes]).exp_())
-        if self.columns is None:
-            return values
-        return values.new_zeros(len(values), vocab_size).index_copy_(1, self.columns, values)
+        if self.classes is not None and events.token_weights is not None and events.event_weights is not None:
+            values.div_(events.event_weights.clamp_(min=torch.finfo(values.dtype).tiny))
+            values = values.T.index_select(0, self.classes).T
+        if self.columns is not None:
+            values = values.new_zeros(vocab_size, len(values)).index_copy_(0, self.columns, values.T).T
+        return values if events.token_weights is None else values.mul_(events.token_weights)

@@ -15,12 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import ModelError
 from .event_map import EventMap
-from .logps import LMHead, default_block_size, make_plan
+from .logps import LOGITS_BYTES, LMHead, default_block_size, make_plan
 from .torch_logps import Plan, add_matmul_, write_logits
-
-
-# At most this many tensors of the size of a block's logits live at one time (soft-cap, mixture and gradient together).
-_BUFFERS = 8
 
 
 class VocabJSD(NamedTuple):
@@ -79,15 +75,19 @@ def vocab_jsd(
     weight = student_head.weight
     size = default_block_size(max(len(weight), len(teacher_head.weight))) if block_size is None else block_size
     teacher = make_plan(teacher_head, teacher_hidden, temperature, size)
+    student = make_plan(student_head, student_hidden, temperature, size)
+    sizes = len(weight), len(teacher_head.weight), student_events.count(len(weight))
+    numbers = LOGITS_BYTES // 4 if block_size is None else block_size * max(sizes)
     pair = _Pair(
-        student=make_plan(student_head, student_hidden, temperature, size),
+        rows_per_block=max(1, numbers // _numbers_per_row(*sizes, student_events, student, teacher)),
+        student=student,
         student_events=student_events,
         teacher=teacher,
         teacher_events=teacher_events,
         teacher_hidden=teacher_hidden.detach(),
         teacher_weight=teacher_head.weight.detach().to(teacher.dtype),
         teacher_bias=None if teacher_head.bias is None else teacher_head.bias.detach(),
-        unreachable=student_events.without_tokens(),
+        unreachable=student_events.empty,
         beta=beta,
         sampled=None if sampled is None else sampled[:, None],
     )
@@ -99,7 +99,17 @@ def vocab_jsd(
     return VocabJSD(divergences, None if sampled is None else log_ratios)
 
 
+def _numbers_per_row(
+    student_size: int, teacher_size: int, num_events: int, events: EventMap, student: Plan, teacher: Plan
+) -> int:
+    """How many numbers live at one time for each position, at most."""
+    teacher_side = teacher_size * (2 if teacher.softcap else 1)
+    student_side = student_size * ((3 if events.classes is not None else 2) + (2 if student.softcap else 0))
+    return teacher_side + student_side + 4 * num_events
+
+
 class _Pair(NamedTuple):
+    rows_per_block: int
     student: Plan
     student_events: EventMap
     teacher: Plan
@@ -111,8 +121,18 @@ class _Pair(NamedTuple):
     beta: float
     sampled: Int[Tensor, "positions 1"] | None
 
+    def room(self, student_hidden: Tensor, student_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory for the logits of a block of either side; new memory for each block would cost more than its use."""
+        rows, dtypes = (
+            min(self.rows_per_block, len(student_hidden)),
+            (self.student.float_dtype, self.teacher.float_dtype),
+        )
+        weights = student_weight, self.teacher_weight
+        ours, theirs = (w.new_empty(rows * len(w), dtype=d) for w, d in zip(weights, dtypes, strict=True))
+        return ours, theirs
+
     def blocks(self) -> Iterator[slice]:
-        size, total = max(1, self.student.block_size // _BUFFERS), len(self.teacher_hidden)
+        size, total = self.rows_per_block, len(self.teacher_hidden)
         return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
@@ -128,9 +148,10 @@ class _VocabJSD(torch.autograd.Function):
         log_ratios = torch.empty_like(values)
         directions = torch.zeros_like(hidden, dtype=pair.student.float_dtype) if keeps else None
         head = weight.to(pair.student.dtype)
+        room = pair.room(hidden, head)
         for rows in pair.blocks():
             values[rows], pull = _compare(
-                hidden[rows], head, bias, rows, pair, with_pull=keeps, log_ratios=log_ratios[rows]
+                hidden[rows], head, bias, rows, pair, room, with_pull=keeps, log_ratios=log_ratios[rows]
             )
             if directions is not None and pull is not None:
                 add_matmul_(directions[rows], pull.to(head.dtype), head)
@@ -157,9 +178,10 @@ class _VocabJSD(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=float_dtype) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=float_dtype) if needs_bias else None
         head = weight.to(pair.student.dtype)
+        room = pair.room(hidden, head)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in pair.blocks():
-                _, pull = _compare(hidden[rows], head, bias, rows, pair, with_pull=True)
+                _, pull = _compare(hidden[rows], head, bias, rows, pair, room, with_pull=True)
                 pull = cast(Tensor, pull).mul_(upstream[rows])
                 operand = pull.to(head.dtype)
                 if grad_hidden is not None:
@@ -179,6 +201,7 @@ def _compare(
     bias: Float[Tensor, " vocab"] | None,
     rows: slice,
     pair: _Pair,
+    room: tuple[Tensor, Tensor],
     *,
     with_pull: bool,
     log_ratios: Float[Tensor, " rows"] | None = None,
@@ -187,52 +210,59 @@ def _compare(
 
     The log-ratios of the sampled events are written to `log_ratios`.
     """
-    states, weight = pair.teacher_hidden[rows], pair.teacher_weight
-    logits, _ = _logits(states, weight, pair.teacher_bias, pair.teacher, with_slope=False)
-    teacher = pair.teacher_events.event_logps(pair.teacher_events.token_logps_(logits))
-    logits, slope = _logits(hidden, head, bias, pair.student, with_slope=with_pull)
-    tokens = pair.student_events.token_logps_(logits)
-    student = pair.student_events.event_logps(tokens)
+    logits, _ = _logits(room[1], pair.teacher_hidden[rows], pair.teacher_weight, pair.teacher_bias, pair.teacher)
+    teacher = pair.teacher_events.event_logps_(logits).logps
+    logits, slope = _logits(room[0], hidden, head, bias, pair.student, with_slope=with_pull)
+    student = pair.student_events.event_logps_(logits)
     if log_ratios is not None and pair.sampled is not None:
         events = pair.sampled[rows]
-        log_ratios.copy_((teacher.gather(1, events) - student.gather(1, events)).squeeze(1))
-    value, pull = _jsd_and_pull(student, teacher.to(student.dtype), pair.beta, pair.unreachable)
+        log_ratios.copy_((teacher.gather(1, events) - student.logps.gather(1, events)).squeeze(1))
+    # The pull takes the place of the student's log-probs.
+    value, pull = _jsd_and_pull_(student.logps, teacher.to(student.logps.dtype), pair.beta, pair.unreachable)
     if not with_pull:
         return value, None
-    pull = pair.student_events.spread(pull, student, tokens, len(head)).mul_(pair.student.factor)
+    pull = pair.student_events.spread_(pull, student, len(head)).mul_(pair.student.factor)
     return value, pull if slope is None else pull.mul_(slope)
 
 
 def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, *, with_slope: bool
+    room: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: Plan,
+    *,
+    with_slope: bool = False,
 ) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, "rows vocab"] | None]:
-    logits = hidden.new_empty(len(hidden), len(weight), dtype=plan.float_dtype)
+    # Rows lie next to each other, as an `EventMap` needs them.
+    logits = room[: len(weight) * len(hidden)].view(len(weight), len(hidden)).T
     return logits, write_logits(logits, hidden.to(plan.dtype), weight, bias, plan, with_slope=with_slope)
 
 
-def _jsd_and_pull(
+def _jsd_and_pull_(
     student: Float[Tensor, "rows events"],
     teacher: Float[Tensor, "rows events"],
     beta: float,
     unreachable: Bool[Tensor, " events"] | None,
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows events"]]:
-    """Generalised JSD, and its derivative with respect to the student's logits of the events."""
+    """Generalised JSD, and its derivative with respect to the student's logits of the events; both are used up."""
     own = student.exp()
     if beta == 0:
         target = teacher.exp()
-        value = (target * (teacher - student)).sum(1)
+        value = teacher.sub_(student).mul_(target).sum(1)
         if unreachable is not None:
             # What no token of the student makes up pulls at nothing.
             target.masked_fill_(unreachable, 0)
         return value, own.mul_(target.sum(dim=1, keepdim=True)).sub_(target)
     mixture = teacher
     if beta < 1:
-        mixture = student + math.log1p(-beta)
-        torch.logaddexp(mixture, teacher + math.log(beta), out=mixture)
-    weighted = (student - mixture).mul_(own)
+        mixture = torch.add(student, math.log1p(-beta))
+        torch.logaddexp(mixture, teacher.add_(math.log(beta)), out=mixture)
+        teacher.sub_(math.log(beta))
+    weighted = student.sub_(mixture).mul_(own)
     total = weighted.sum(dim=1, keepdim=True)
-    pull = weighted.sub_(own.mul_(total))
+    pull = weighted.addcmul_(own, total, value=-1)
     if beta == 1:
         return total.squeeze(1), pull
-    from_teacher = teacher.exp().mul_(teacher - mixture).sum(1)
+    from_teacher = torch.sub(teacher, mixture, out=mixture).mul_(teacher.exp_()).sum(1)
     return beta * from_teacher + (1 - beta) * total.squeeze(1), pull.mul_(1 - beta)

@@ -175,6 +175,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         self.teacher_model = self.teacher.model
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._run_metrics = {"train": RunMetrics(), "eval": RunMetrics()}
+        self._student_place = {"pad_id": tokenizer.pad_token_id, "device": args.device}
         self._coverage_guard = CoverageGuard(args.min_coverage)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
@@ -218,12 +219,14 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             return generate_completions(causal_lm(student), rows, self.generation_config, size, self.args.device)
 
     def _score(self, rollouts: Sequence[Rollout]) -> MicroBatch:
-        logps, states = self.teacher.token_logps_and_states(
-            [rollout.teacher_prompt_ids for rollout in rollouts],
-            [rollout.alignment.teacher_ids for rollout in rollouts],
-        )
-        where = {"pad_id": self.processing_class.pad_token_id, "device": self.args.device}
-        return assemble(rollouts, logps, states, self.objective.selection, self.objective.comparison, **where)
+        prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
+        completions = [rollout.alignment.teacher_ids for rollout in rollouts]
+        selection, comparison = self.objective.selection, self.objective.comparison
+        if comparison is None:
+            scores = self.teacher.token_logps(prompts, completions), None
+        else:
+            scores = self.teacher.token_logps_and_states(prompts, completions)
+        return assemble(rollouts, *scores, selection, comparison, **self._student_place)
 
     def _fix_window(self, batches: Sequence[MicroBatch], mode: Literal["train", "eval"]) -> Tensor:
         """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
@@ -232,9 +235,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         if mode == "train":
             self._coverage_guard.check(scored / max(sampled, 1))
         if self.args.segmentation == "text":
-            where = {"pad_id": self.processing_class.pad_token_id, "device": self.args.device}
             for batch in batches:
-                add_canonical_paths(batch, partial(self._student_logps, self.model), **where)
+                add_canonical_paths(batch, partial(self._student_logps, self.model), **self._student_place)
         is_whole_step = len(batches) == self.accelerator.num_processes == 1
         needs_mean = self.args.advantage_baseline == "mean" or (charged and self.args.dropped_advantage == "mean")
         if needs_mean and not is_whole_step:
@@ -281,9 +283,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, None, None]:
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple[Tensor, None, None]:
         """Sample completions for the prompts of one evaluation batch and score them."""
         inputs = self._prepare_inputs(inputs)
         self._eval_batches += 1

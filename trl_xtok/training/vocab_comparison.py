@@ -77,8 +77,7 @@ class VocabComparison:
             shared = aligner.shared_tokens()
             sides = _numbered(shared.student_ids, shared.teacher_ids)
         self._events = _in_common(*(_fit(side, size) for side, size in zip(sides, rows, strict=True)))
-        maps = (_event_map(events, device) for events in self._events)
-        self._student_map, self._teacher_map = maps
+        self._student_map, self._teacher_map = (_event_map(events, device) for events in self._events)
 
     def starts(
         self,
@@ -147,9 +146,10 @@ def _places(chunks: Sequence[int]) -> dict[int, list[int]]:
 
 def _numbered(student_ids: Sequence[int], teacher_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Each pair as an event; several student tokens may be with one teacher token."""
-    ours, theirs = torch.tensor(student_ids), torch.tensor(teacher_ids)
-    student, teacher = (torch.full((int(ids.max()) + 1,), -1) for ids in (ours, theirs))
-    student[ours], teacher[theirs] = theirs, theirs
+    student, teacher = (torch.full((max(ids, default=-1) + 1,), -1) for ids in (student_ids, teacher_ids))
+    events = torch.tensor(teacher_ids, dtype=torch.long)
+    student[torch.tensor(student_ids, dtype=torch.long)] = events
+    teacher[events] = events
     return student, teacher
 
 

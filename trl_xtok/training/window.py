@@ -180,7 +180,7 @@ class Selection(NamedTuple):
 def assemble(
     rollouts: Sequence[Rollout],
     teacher_token_logps: Float[Tensor, " teacher_tokens"],
-    teacher_states: Float[Tensor, "teacher_tokens hidden"],
+    teacher_states: Float[Tensor, "teacher_tokens hidden"] | None,
     selection: Selection,
     comparison: VocabComparison | None,
     *,
@@ -193,7 +193,7 @@ def assemble(
         rollouts: The completions of the micro-batch.
         teacher_token_logps: Log-prob of each token of `alignment.teacher_ids`, rollout after rollout; NaN where the
             teacher could not say.
-        teacher_states: The teacher's hidden state that predicts each of these tokens.
+        teacher_states: The teacher's hidden state that predicts each of these tokens, for `comparison`.
         selection: What is trained on.
         comparison: Finds where to compare next-token distributions; `None` if the objective compares none.
         pad_id: Padding id of the student.
@@ -221,7 +221,7 @@ def assemble(
         if reason := reason or selection.drop_reason(sizes[chunk]):
             chunks[token], reasons[token] = -1, reason
     starts = None
-    if comparison is not None:
+    if comparison is not None and teacher_states is not None:
         student_ids = [token_id for rollout in rollouts for token_id in rollout.completion_ids]
         teacher_ids = [token_id for rollout in rollouts for token_id in rollout.alignment.teacher_ids]
         starts = comparison.starts((student_ids, chunks), (teacher_ids, teacher_chunks), teacher_states, device)

@@ -1,0 +1,126 @@
+"""Objectives that compare next-token distributions: against the slow reference, in micro-batches, and refusals."""
+
+import pytest
+import torch
+
+from tests.training.fixed_rollouts import FixedTrainer, lora, loss_and_gradients, rollouts
+from tests.training.reference import Reference
+from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
+from tests.training.vocab_reference import VocabReference
+from trl_xtok.errors import ConfigError
+from trl_xtok.training.trl_compat import GKDTrainer
+
+
+BETAS = [0.0, 0.4, 1.0]
+
+
+@pytest.fixture
+def build(tmp_path, padded_student_path, teacher_path):
+    def build_trainer(objective, teacher=teacher_path, peft_config=None, **changes):
+        trainer = tiny_trainer(
+            padded_student_path,
+            teacher,
+            tiny_args(tmp_path, objective=objective, **changes),
+            trainer_class=FixedTrainer,
+            peft_config=peft_config,
+        )
+        trainer.rollouts = rollouts()
+        return trainer
+
+    return build_trainer
+
+
+def assert_as_reference(trainer, batch_size=3):
+    actual, gradients = loss_and_gradients(trainer, PROMPTS, batch_size)
+    reference = Reference(trainer)
+    expected = VocabReference(reference, trainer.objective.name).loss(trainer.rollouts)
+    expected.backward()
+    torch.testing.assert_close(actual, expected.detach().float(), atol=1e-5, rtol=1e-5)
+    expected_gradients = reference.gradients()
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        largest = float(gradient.abs().max())
+        assert largest > 1e-5, name
+        torch.testing.assert_close(gradient, expected_gradients[name].float(), atol=1e-5 * largest, rtol=1e-4)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("objective", ["shared_vocab_jsd", "hybrid", "prefix_jsd"])
+def test_loss_and_gradients_equal_the_reference(build, objective, beta):
+    assert_as_reference(build(objective, beta=beta))
+
+
+@pytest.mark.parametrize("batch_size", [1, 100], ids=["micro-batches of one", "one micro-batch"])
+@pytest.mark.parametrize("objective", ["hybrid", "prefix_jsd"])
+def test_what_is_credited_has_its_own_weight_clip_baseline_and_charge(
+    build, byteless_teacher_path, objective, batch_size
+):
+    options = {"credit": "additive", "chunk_weight": 0.3, "advantage_clip": 2.0, "advantage_baseline": "mean"}
+    assert_as_reference(build(objective, byteless_teacher_path, temperature=0.8, **options), batch_size)
+
+
+@pytest.mark.parametrize("objective", ["shared_vocab_jsd", "hybrid", "prefix_jsd"])
+def test_adapter(build, objective):
+    assert_as_reference(build(objective, peft_config=lora()))
+
+
+def test_chunks_that_begin_with_different_events_are_credited_in_full(build):
+    """If this fails the tests above have lost a case: both kinds of longer chunks stand in the rollouts."""
+    trainer = build("prefix_jsd")
+    (starts,) = [inputs["micro_batch"].starts for inputs in loss_inputs(trainer)]
+    longer = starts.events[~starts.one_to_one]
+    assert (longer >= 0).any()
+    assert (longer < 0).any()
+
+
+def loss_inputs(trainer):
+    trainer.model.train()
+    inputs = [trainer.data_collator([{"prompt": prompt} for prompt in PROMPTS])]
+    return trainer._score_window(inputs, "train")[0]
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_equal_vocabularies_give_the_loss_of_gkd(build, same_tokenizer_teacher_path, beta):
+    """`auto` finds out. The student's embedding has more rows than the teacher's; those that both have count."""
+    trainer = build("auto", same_tokenizer_teacher_path, beta=beta)
+    assert trainer.objective.name == "exact_jsd"
+    assert_as_reference(trainer)
+    reference, total, count = Reference(trainer), torch.zeros(()), 0
+    rows = reference.teacher.get_output_embeddings().weight.shape[0]
+    trainer.rollouts = {prompt: ids for prompt, ids in trainer.rollouts.items() if ids and max(ids) < rows}
+    for prompt, ids in trainer.rollouts.items():
+        logits = [
+            model(torch.tensor([[*prompt_ids, *ids]])).logits[:, len(prompt_ids) - 1 : -1, :rows]
+            for model, prompt_ids in zip(
+                (reference.student, reference.teacher), reference.tokenize(prompt), strict=True
+            )
+        ]
+        total = total + GKDTrainer.generalized_jsd_loss(*logits, beta=beta, reduction="sum")
+        count += len(ids)
+    actual, gradients = loss_and_gradients(trainer, list(trainer.rollouts), 3)
+    (total / count).backward()
+    torch.testing.assert_close(actual, (total / count).detach().float(), atol=1e-5, rtol=1e-5)
+    for name, gradient in reference.gradients().items():
+        torch.testing.assert_close(gradients[name], gradient.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_exact_comparison_needs_one_vocabulary(build):
+    with pytest.raises(ConfigError, match="do not spell the same bytes id by id"):
+        build("exact_jsd")
+
+
+def test_what_auto_chooses_must_read_what_was_set(build, same_tokenizer_teacher_path):
+    with pytest.raises(ConfigError, match=r"credit='additive'.*exact_jsd'`, which `auto` chooses"):
+        build("auto", same_tokenizer_teacher_path, credit="additive")
+    with pytest.raises(ConfigError, match=r"beta=0.9.*chunk_rkl'`, which `auto` chooses"):
+        build("auto", beta=0.9)
+
+
+@pytest.mark.parametrize("objective", ["shared_vocab_jsd", "hybrid", "prefix_jsd"])
+def test_a_short_run_logs_the_divergence(build, objective):
+    trainer = build(objective, max_steps=2)
+    trainer.rollouts = None
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert all(log["xtok/vocab_jsd"] > 0 for log in logs if log["xtok/coverage"] > 0)
+    assert trainer.evaluate(prompt_dataset())["eval_xtok/vocab_jsd"] > 0
