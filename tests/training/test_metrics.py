@@ -37,7 +37,7 @@ def micro_batch(*rollouts: Rollout):
 
 def assembled(rollouts: Sequence[Rollout], selection: Selection):
     scores = torch.zeros(sum(len(rollout.alignment.teacher_ids) for rollout in rollouts))
-    return assemble(rollouts, scores, None, selection, None, pad_id=0, device=torch.device("cpu"))
+    return assemble(rollouts, scores, None, selection, None, torch.device("cpu"))
 
 
 def collected(accelerator: Accelerator, *batches) -> dict[str, float]:

@@ -46,7 +46,7 @@ def assert_scores_as_logits(model, temperature=1.0):
     """Same values, and same gradients of every trainable parameter."""
     exact = copy.deepcopy(model).double()
     expected = torch.cat([token_logps(exact, p, c, temperature) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])
-    packed = pack(PROMPTS, COMPLETIONS, 0, CPU)
+    packed = pack(PROMPTS, COMPLETIONS, CPU)
     actual = completion_logps(causal_lm(model), packed, temperature=temperature, block_size=2)
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual, expected.float(), atol=1e-5, rtol=1e-5)
@@ -88,16 +88,18 @@ def test_fully_trained_head_of_an_adapter_is_the_one_that_scores():
 def test_adapter_on_the_head_itself_is_refused(where):
     model = with_lora(build("tied" if "trainable_token_indices" in where else "plain"), **where)
     with pytest.raises(ModelError, match="modules_to_save"):
-        completion_logps(causal_lm(model), pack(PROMPTS, COMPLETIONS, 0, CPU))
+        completion_logps(causal_lm(model), pack(PROMPTS, COMPLETIONS, CPU))
 
 
 @pytest.mark.parametrize("name", ["plain", "softcap, tied embeddings scaled"])
 def test_neither_padding_nor_company_changes_a_completion(name):
     model = build(name)
-    together = completion_logps(model, pack(PROMPTS, COMPLETIONS, 0, CPU))
-    other_pad = completion_logps(model, pack(PROMPTS, COMPLETIONS, 77, CPU))
-    wider = completion_logps(model, pack([*PROMPTS, [1] * 30], [*COMPLETIONS, []], 0, CPU))
-    alone = [completion_logps(model, pack([p], [c], 0, CPU)) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    together = completion_logps(model, pack(PROMPTS, COMPLETIONS, CPU))
+    packed = pack(PROMPTS, COMPLETIONS, CPU)
+    packed["input_ids"] = packed["input_ids"].where(packed["attention_mask"] == 1, 77)
+    other_pad = completion_logps(model, packed)
+    wider = completion_logps(model, pack([*PROMPTS, [1] * 30], [*COMPLETIONS, []], CPU))
+    alone = [completion_logps(model, pack([p], [c], CPU)) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
     torch.testing.assert_close(other_pad, together, atol=1e-5, rtol=0)
     torch.testing.assert_close(wider, together, atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.cat(alone), together, atol=1e-5, rtol=0)
@@ -105,7 +107,7 @@ def test_neither_padding_nor_company_changes_a_completion(name):
 
 def test_completions_without_tokens_score_nothing_and_can_be_differentiated():
     model = build("plain")
-    logps = completion_logps(model, pack([[5], [6, 7]], [[], []], 0, CPU))
+    logps = completion_logps(model, pack([[5], [6, 7]], [[], []], CPU))
     assert logps.shape == (0,)
     logps.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -114,8 +114,8 @@ class VocabReference:
             side.get(token) for side, token in zip(self._sides, (ids[ours[0]], teacher_ids[theirs[0]]), strict=True)
         ]
         if objective == "prefix_jsd" and events[0] is not None and events[0] == events[1]:
-            teacher_logp -= float(other[theirs[0]][events[0]].log() - own[ours[0]][events[0]].log())
-        split = chunk_advantages([float(logps[i]) for i in ours], teacher_logp, args.credit)
+            teacher_logp -= float(other[theirs[0]][events[0]].log() - own[ours[0]][events[0]].detach().log())
+        split = chunk_advantages(logps[ours].tolist(), teacher_logp, args.credit)
         if (clip := args.advantage_clip) is not None:
             split = [max(-clip, min(clip, a)) for a in split]
         return compared, list(zip(split, [logps[i] for i in ours], strict=True))

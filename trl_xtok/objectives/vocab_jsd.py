@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import ModelError
 from .event_map import EventMap
-from .logps import LOGITS_BYTES, LMHead, default_block_size, make_plan
+from .logps import LOGITS_BYTES, LMHead, make_plan
 from .torch_logps import Plan, add_matmul_, write_logits
 
 
@@ -60,7 +60,7 @@ def vocab_jsd(
         beta: 0 forward KL, 1 reverse KL.
         temperature: Divides both sides' logits.
         block_size: As many logits as this number of positions has may be alive at a time, all intermediate results
-            counted; `None` means `default_block_size` for the larger vocabulary.
+            counted, for the larger vocabulary; `None` keeps them under 32 MiB.
         sampled: An event per position whose log-ratio is asked for; any where it will not be read.
 
     Raises:
@@ -73,13 +73,11 @@ def vocab_jsd(
             "Select one hidden state per position on each side."
         )
     weight = student_head.weight
-    size = default_block_size(max(len(weight), len(teacher_head.weight))) if block_size is None else block_size
-    teacher = make_plan(teacher_head, teacher_hidden, temperature, size)
-    student = make_plan(student_head, student_hidden, temperature, size)
-    sizes = len(weight), len(teacher_head.weight), student_events.count(len(weight))
-    numbers = LOGITS_BYTES // 4 if block_size is None else block_size * max(sizes)
+    asked_size = 1 if block_size is None else block_size
+    teacher = make_plan(teacher_head, teacher_hidden, temperature, asked_size)
+    student = make_plan(student_head, student_hidden, temperature, asked_size)
     pair = _Pair(
-        rows_per_block=max(1, numbers // _numbers_per_row(*sizes, student_events, student, teacher)),
+        rows_per_block=_rows_per_block(weight, teacher_head.weight, student_events, student, teacher, block_size),
         student=student,
         student_events=student_events,
         teacher=teacher,
@@ -87,25 +85,23 @@ def vocab_jsd(
         teacher_hidden=teacher_hidden.detach(),
         teacher_weight=teacher_head.weight.detach().to(teacher.dtype),
         teacher_bias=None if teacher_head.bias is None else teacher_head.bias.detach(),
-        unreachable=student_events.empty,
         beta=beta,
         sampled=None if sampled is None else sampled[:, None],
     )
     hidden = student_hidden if torch.is_grad_enabled() else student_hidden.detach()
     with torch.autocast(hidden.device.type, enabled=False):
-        divergences, log_ratios = cast(Any, _VocabJSD).apply(
-            hidden, weight, student_head.bias, pair, student_head.trains
-        )
-    return VocabJSD(divergences, None if sampled is None else log_ratios)
+        results = cast(Any, _VocabJSD).apply(hidden, weight, student_head.bias, pair, student_head.trains)
+    return VocabJSD(results[0], None if sampled is None else results[1])
 
 
-def _numbers_per_row(
-    student_size: int, teacher_size: int, num_events: int, events: EventMap, student: Plan, teacher: Plan
+def _rows_per_block(
+    weight: Tensor, teacher_weight: Tensor, events: EventMap, student: Plan, teacher: Plan, block_size: int | None
 ) -> int:
-    """How many numbers live at one time for each position, at most."""
-    teacher_side = teacher_size * (2 if teacher.softcap else 1)
-    student_side = student_size * ((3 if events.classes is not None else 2) + (2 if student.softcap else 0))
-    return teacher_side + student_side + 4 * num_events
+    """How many positions are compared at a time, by how many numbers live for each of them."""
+    own = len(weight) * ((3 if events.classes is not None else 2) + (2 if student.softcap else 0))
+    others = len(teacher_weight) * (2 if teacher.softcap else 1)
+    room = LOGITS_BYTES // 4 if block_size is None else block_size * max(len(weight), len(teacher_weight))
+    return max(1, room // (own + others + 4 * events.count(len(weight))))
 
 
 class _Pair(NamedTuple):
@@ -117,7 +113,6 @@ class _Pair(NamedTuple):
     teacher_hidden: Tensor
     teacher_weight: Tensor
     teacher_bias: Tensor | None
-    unreachable: Bool[Tensor, " events"] | None
     beta: float
     sampled: Int[Tensor, "positions 1"] | None
 
@@ -218,7 +213,7 @@ def _compare(
         events = pair.sampled[rows]
         log_ratios.copy_((teacher.gather(1, events) - student.logps.gather(1, events)).squeeze(1))
     # The pull takes the place of the student's log-probs.
-    value, pull = _jsd_and_pull_(student.logps, teacher.to(student.logps.dtype), pair.beta, pair.unreachable)
+    value, pull = _jsd_and_pull_(student.logps, teacher.to(student.logps.dtype), pair.beta, pair.student_events.empty)
     if not with_pull:
         return value, None
     pull = pair.student_events.spread_(pull, student, len(head)).mul_(pair.student.factor)

@@ -60,7 +60,7 @@ def _logit_scale(config: dict[str, Any]) -> float:
 
 
 def pack(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device
 ) -> dict[str, Tensor]:
     """Pad prompts and completions on the right, and say where each completion token is predicted.
 
@@ -70,7 +70,8 @@ def pack(
         completions one after the other. Every prompt has at least one token.
     """
     length = max((len(p) + len(c) for p, c in zip(prompts, completions, strict=True)), default=1)
-    input_ids = torch.full((len(prompts), length), pad_id)
+    # What is masked out may have any id.
+    input_ids = torch.zeros(len(prompts), length, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     positions, targets = [], []
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -135,7 +136,7 @@ def check_head(model: PreTrainedModel, name: str, *, atol: float = 1e-3) -> None
         ModelError: If the two disagree by more than rounding allows.
     """
     ids = [2, 1, 0]
-    packed = pack([ids[:1]], [ids[1:]], 0, model.get_input_embeddings().weight.device)
+    packed = pack([ids[:1]], [ids[1:]], model.get_input_embeddings().weight.device)
     training = model.training
     model.eval()
     expected = model(input_ids=packed["input_ids"], use_cache=False).logits[0, :-1].float().log_softmax(-1)

@@ -15,8 +15,6 @@ from .window import CanonicalPaths, MicroBatch
 def add_canonical_paths(
     batch: MicroBatch,
     score: Callable[[dict[str, Tensor]], Float[Tensor, " tokens"]],
-    *,
-    pad_id: int,
     device: torch.device,
 ) -> None:
     """Find the units of `batch` and score the canonical paths through them, for the text correction.
@@ -26,7 +24,6 @@ def add_canonical_paths(
     Args:
         batch: Gets its `canonical`.
         score: The student's log-probs of packed completions.
-        pad_id: Padding id of the student.
         device: Where the student is.
     """
     rows = iter(batch.chunks.tolist())
@@ -51,7 +48,7 @@ def add_canonical_paths(
         canonical_units += (unit + offset if unit >= 0 else -1 for unit in on_canonical)
     if not others:
         return
-    packed = pack([r.prompt_ids for r in others], [r.canonical.teacher_ids for r in others], pad_id, device)
+    packed = pack([r.prompt_ids for r in others], [r.canonical.teacher_ids for r in others], device)
     with torch.no_grad():
         token_logps = score(packed)
     batch.canonical = CanonicalPaths(

@@ -34,15 +34,16 @@ def check_args(args: Any, model: Model) -> CrossTokenizerGKDConfig:
     """The training arguments; defaults for `None`, with the output folder named as TRL does.
 
     Raises:
-        ConfigError: If they are of another class.
+        ConfigError: If they are of another class, or the run is launched in a way that shards parameters or sequences.
     """
     if args is None:
-        return CrossTokenizerGKDConfig(output_dir=f"{name_of(model).split('/')[-1]}-GKD")
+        args = CrossTokenizerGKDConfig(output_dir=f"{name_of(model).split('/')[-1]}-GKD")
     if not isinstance(args, CrossTokenizerGKDConfig):
         raise ConfigError(
             f"`args` is a {type(args).__name__}, which lacks the arguments of this trainer. Pass a "
             "`CrossTokenizerGKDConfig`; it takes the same values and more."
         )
+    _refuse_sharding(args)
     return args
 
 
@@ -73,12 +74,7 @@ def _refuse_prompt_learning(config: PeftConfig | None) -> None:
         )
 
 
-def refuse_sharding(args: CrossTokenizerGKDConfig) -> None:
-    """Refuse launchers that shard parameters or sequences.
-
-    Raises:
-        ConfigError: Naming the launcher.
-    """
+def _refuse_sharding(args: CrossTokenizerGKDConfig) -> None:
     sharding = {
         "DeepSpeed": args.deepspeed_plugin is not None,
         "FSDP": args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"),

@@ -70,7 +70,7 @@ class LocalTeacher:
         """The same, and the final hidden state that predicts each token; NaN where unknown, too."""
         model = causal_lm(self.model)
         kept = [self._readable(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        packed = pack(prompts, kept, 0, model.get_input_embeddings().weight.device)
+        packed = pack(prompts, kept, model.get_input_embeddings().weight.device)
         states = completion_states(model, packed)
         logps = token_logps(states, read_lm_head(model), packed["targets"], **self._args.scoring)
         missing = [len(completion) - len(scored) for completion, scored in zip(completions, kept, strict=True)]

@@ -142,7 +142,6 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             formatting_func=formatting_func,
         )
-        setup.refuse_sharding(args)
         setup.check_quantization(model, args, quantization_config)
         teacher = setup.check_teacher(teacher_model, model, args)
         tokenizer = loading.load_student_tokenizer(processing_class, model, args)
@@ -175,7 +174,6 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         self.teacher_model = self.teacher.model
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._run_metrics = {"train": RunMetrics(), "eval": RunMetrics()}
-        self._student_place = {"pad_id": tokenizer.pad_token_id, "device": args.device}
         self._coverage_guard = CoverageGuard(args.min_coverage)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
@@ -226,7 +224,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             scores = self.teacher.token_logps(prompts, completions), None
         else:
             scores = self.teacher.token_logps_and_states(prompts, completions)
-        return assemble(rollouts, *scores, selection, comparison, **self._student_place)
+        return assemble(rollouts, *scores, selection, comparison, self.args.device)
 
     def _fix_window(self, batches: Sequence[MicroBatch], mode: Literal["train", "eval"]) -> Tensor:
         """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
@@ -236,7 +234,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             self._coverage_guard.check(scored / max(sampled, 1))
         if self.args.segmentation == "text":
             for batch in batches:
-                add_canonical_paths(batch, partial(self._student_logps, self.model), **self._student_place)
+                add_canonical_paths(batch, partial(self._student_logps, self.model), self.args.device)
         is_whole_step = len(batches) == self.accelerator.num_processes == 1
         needs_mean = self.args.advantage_baseline == "mean" or (charged and self.args.dropped_advantage == "mean")
         if needs_mean and not is_whole_step:

@@ -183,8 +183,6 @@ def assemble(
     teacher_states: Float[Tensor, "teacher_tokens hidden"] | None,
     selection: Selection,
     comparison: VocabComparison | None,
-    *,
-    pad_id: int,
     device: torch.device,
 ) -> MicroBatch:
     """Put aligned rollouts and their teacher scores together.
@@ -196,7 +194,6 @@ def assemble(
         teacher_states: The teacher's hidden state that predicts each of these tokens, for `comparison`.
         selection: What is trained on.
         comparison: Finds where to compare next-token distributions; `None` if the objective compares none.
-        pad_id: Padding id of the student.
         device: Where the student is.
     """
     chunks, teacher_chunks, reasons, chunk_bytes = [], [], [], []
@@ -227,7 +224,7 @@ def assemble(
         starts = comparison.starts((student_ids, chunks), (teacher_ids, teacher_chunks), teacher_states, device)
     charged = [selection.charge_dropped and reason in CHARGED_REASONS for reason in reasons]
     return MicroBatch(
-        packed=pack([r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts], pad_id, device),
+        packed=pack([r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts], device),
         chunks=to_device(torch.tensor(chunks, dtype=torch.long), device),
         teacher_logps=teacher_logps.nan_to_num(0.0, 0.0, 0.0).to(device),
         chunk_bytes=to_device(torch.tensor(chunk_bytes, dtype=torch.long), device),
