@@ -197,6 +197,36 @@ def test_all_that_lives_at_one_time_is_a_block_of_logits(kind, trains, beta, sof
     assert block_size * vocab // 4 < sizes.peak <= block_size * vocab + results
 
 
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize("maps", [(ALL, ALL), CLASSES], ids=["all tokens", "classes"])
+def test_half_precision_loses_no_small_pulls(maps, dtype, error, trains):
+    """Against float32 on the same rounded operands; the loss is small, as it is near the end of a training."""
+    hidden, head, teacher_hidden, teacher_head, upstream = pair(trains=trains, same=maps[0] is ALL)
+    halves = [x.detach().to(dtype) for x in (hidden, head.weight, head.bias, teacher_hidden, teacher_head.weight)]
+
+    def gradients(to):
+        own, weight, bias, others, others_weight = (half.to(to) for half in halves)
+        inputs = [own.requires_grad_(), weight.requires_grad_()] if trains else [own.requires_grad_()]
+        sides = LMHead(weight, bias), others, LMHead(others_weight)
+        values = divergences(own, *sides, student_events=maps[0], teacher_events=maps[1], block_size=12)
+        return torch.autograd.grad(values, inputs, 1e-5 * upstream.to(values.dtype))
+
+    for half, full in zip(gradients(dtype), gradients(torch.float32), strict=True):
+        assert half.dtype == dtype
+        if dtype == torch.bfloat16:
+            torch.testing.assert_close(half.float(), full, rtol=error, atol=error * float(full.abs().max()))
+        else:
+            # The result itself has few digits left this close to zero.
+            torch.testing.assert_close(half.float(), full, rtol=error, atol=1e-7)
+
+
+def test_both_sides_have_the_same_events():
+    hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False)
+    with pytest.raises(ModelError, match="37 events and the teacher's 41"):
+        divergences(hidden, head, teacher_hidden, teacher_head, student_events=ALL, teacher_events=ALL)
+
+
 def test_as_many_positions_on_both_sides():
     hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False)
     with pytest.raises(ModelError, match="13 positions of the student were given with 12"):

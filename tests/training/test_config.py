@@ -165,6 +165,7 @@ def test_an_inherited_argument_that_nothing_reads_may_be_given_at_its_default(na
         ("shared_vocab_jsd", "chunk_weight", 0.5),
         ("hybrid", "segmentation", "text"),
         ("prefix_jsd", "chunk_temperature", 2.0),
+        ("prefix_jsd", "one_to_one_only", True),
         ("chunk_jsd", "credit", "additive"),
         ("chunk_jsd", "segmentation", "text"),
         ("chunk_jsd", "advantage_clip", 3.0),

@@ -122,5 +122,6 @@ def test_a_short_run_logs_the_divergence(build, objective):
     trainer.rollouts = None
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
-    assert all(log["xtok/vocab_jsd"] > 0 for log in logs if log["xtok/coverage"] > 0)
+    assert len(logs) == 2
+    assert all(log["xtok/vocab_jsd"] > 0 for log in logs)
     assert trainer.evaluate(prompt_dataset())["eval_xtok/vocab_jsd"] > 0

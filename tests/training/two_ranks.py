@@ -53,7 +53,7 @@ def cases() -> dict[str, dict[str, Any]]:
             "evaluate": True,
             **batch,
         },
-        "one rank compares nothing": {"completions": only(0, 1) | cut, "objective": "hybrid", "beta": 1.0, **batch},
+        "one rank compares nothing": {"completions": only(0, 1) | cut, "objective": "shared_vocab_jsd", **batch},
         "both ranks idle": {"completions": {p: text(" a") for p in PROMPTS[:2]} | cut, **batch},
         "streamed": {"completions": only(0, 1, 2, 3), "streamed": True, "evaluate": True, **batch},
         "sampled": {"completions": None, "prompts": ["The same prompt"] * 4, **batch},

@@ -107,13 +107,15 @@ class VocabReference:
         compared = []
         if objective in ("exact_jsd", "prefix_jsd") or one_to_one:
             compared = [_divergence(own[ours[0]], other[theirs[0]], args.beta)]
-        if one_to_one or objective == "shared_vocab_jsd":
+        if objective in ("exact_jsd", "shared_vocab_jsd"):
+            return compared, []
+        firsts = ids[ours[0]], teacher_ids[theirs[0]]
+        events = [side.get(token) for side, token in zip(self._sides, firsts, strict=True)]
+        one_event = events[0] is not None and events[0] == events[1]
+        if one_to_one and one_event:
             return compared, []
         teacher_logp = float(sum(teacher_logps[j] for j in theirs))
-        events = [
-            side.get(token) for side, token in zip(self._sides, (ids[ours[0]], teacher_ids[theirs[0]]), strict=True)
-        ]
-        if objective == "prefix_jsd" and events[0] is not None and events[0] == events[1]:
+        if objective == "prefix_jsd" and one_event:
             teacher_logp -= float(other[theirs[0]][events[0]].log() - own[ours[0]][events[0]].detach().log())
         split = chunk_advantages(logps[ours].tolist(), teacher_logp, args.credit)
         if (clip := args.advantage_clip) is not None:

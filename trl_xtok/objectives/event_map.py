@@ -43,7 +43,7 @@ class EventMap:
         ModelError: If classes are given without their number, out of order, or out of its range.
     """
 
-    columns: Int[Tensor, " events"] | None = None
+    columns: Int[Tensor, " tokens"] | None = None
     classes: Int[Tensor, " tokens"] | None = None
     num_events: int | None = None
 

@@ -60,22 +60,21 @@ def vocab_jsd(
         beta: 0 forward KL, 1 reverse KL.
         temperature: Divides both sides' logits.
         block_size: As many logits as this number of positions has may be alive at a time, all intermediate results
-            counted, for the larger vocabulary; `None` keeps them under 32 MiB.
+            counted, for the larger vocabulary; `None` keeps them under 32 MiB. One position is the least, and takes up
+            to eight times its logits.
         sampled: An event per position whose log-ratio is asked for; any where it will not be read.
 
     Raises:
         ConfigError: If temperature or block size is not positive.
-        ModelError: If the two sides do not have the same number of positions.
+        ModelError: If the two sides do not have the same number of positions and events.
     """
-    if len(student_hidden) != len(teacher_hidden):
-        raise ModelError(
-            f"{len(student_hidden)} positions of the student were given with {len(teacher_hidden)} of the teacher. "
-            "Select one hidden state per position on each side."
-        )
     weight = student_head.weight
+    _check_sides(len(student_hidden), student_events.count(len(weight)), teacher_hidden, teacher_head, teacher_events)
     asked_size = 1 if block_size is None else block_size
-    teacher = make_plan(teacher_head, teacher_hidden, temperature, asked_size)
     student = make_plan(student_head, student_hidden, temperature, asked_size)
+    with torch.autocast(student_hidden.device.type, enabled=False):
+        # The teacher is scored in its own precision, as its log-probs are.
+        teacher = make_plan(teacher_head, teacher_hidden, temperature, asked_size)
     pair = _Pair(
         rows_per_block=_rows_per_block(weight, teacher_head.weight, student_events, student, teacher, block_size),
         student=student,
@@ -92,6 +91,22 @@ def vocab_jsd(
     with torch.autocast(hidden.device.type, enabled=False):
         results = cast(Any, _VocabJSD).apply(hidden, weight, student_head.bias, pair, student_head.trains)
     return VocabJSD(results[0], None if sampled is None else results[1])
+
+
+def _check_sides(
+    positions: int, num_events: int, teacher_hidden: Tensor, teacher_head: LMHead, teacher_events: EventMap
+) -> None:
+    if positions != len(teacher_hidden):
+        raise ModelError(
+            f"{positions} positions of the student were given with {len(teacher_hidden)} of the teacher. Select one "
+            "hidden state per position on each side."
+        )
+    others = teacher_events.count(len(teacher_head.weight))
+    if num_events != others:
+        raise ModelError(
+            f"The student's tokens make up {num_events} events and the teacher's {others}. Give each side an "
+            "`EventMap` of the same events, in the same order."
+        )
 
 
 def _rows_per_block(
@@ -116,15 +131,13 @@ class _Pair(NamedTuple):
     beta: float
     sampled: Int[Tensor, "positions 1"] | None
 
-    def room(self, student_hidden: Tensor, student_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def buffers(self, student_hidden: Tensor, student_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Memory for the logits of a block of either side; new memory for each block would cost more than its use."""
-        rows, dtypes = (
-            min(self.rows_per_block, len(student_hidden)),
-            (self.student.float_dtype, self.teacher.float_dtype),
+        rows, theirs = min(self.rows_per_block, len(student_hidden)), self.teacher_weight
+        return (
+            student_weight.new_empty(rows * len(student_weight), dtype=self.student.float_dtype),
+            theirs.new_empty(rows * len(theirs), dtype=self.teacher.float_dtype),
         )
-        weights = student_weight, self.teacher_weight
-        ours, theirs = (w.new_empty(rows * len(w), dtype=d) for w, d in zip(weights, dtypes, strict=True))
-        return ours, theirs
 
     def blocks(self) -> Iterator[slice]:
         size, total = self.rows_per_block, len(self.teacher_hidden)
@@ -143,16 +156,20 @@ class _VocabJSD(torch.autograd.Function):
         log_ratios = torch.empty_like(values)
         directions = torch.zeros_like(hidden, dtype=pair.student.float_dtype) if keeps else None
         head = weight.to(pair.student.dtype)
-        room = pair.room(hidden, head)
+        buffers = pair.buffers(hidden, head)
         for rows in pair.blocks():
             values[rows], pull = _compare(
-                hidden[rows], head, bias, rows, pair, room, with_pull=keeps, log_ratios=log_ratios[rows]
+                hidden[rows], head, bias, rows, pair, buffers, with_pull=keeps, log_ratios=log_ratios[rows]
             )
             if directions is not None and pull is not None:
-                add_matmul_(directions[rows], pull.to(head.dtype), head)
+                operand, scale = _to_operand(pull, head.dtype)
+                add_matmul_(directions[rows], operand, head)
+                directions[rows] *= scale
+                del operand
             # Else it would live on while the next block is compared.
             del pull
-        ctx.pair, ctx.head_trains = pair, head_trains
+        # The pair holds on to the teacher's side, which only a trainable head needs again.
+        ctx.pair, ctx.head_trains = (pair if head_trains else None), head_trains
         ctx.save_for_backward(hidden, weight, bias) if head_trains else ctx.save_for_backward(directions)
         ctx.hidden_dtype = hidden.dtype
         ctx.mark_non_differentiable(log_ratios)
@@ -173,21 +190,32 @@ class _VocabJSD(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=float_dtype) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=float_dtype) if needs_bias else None
         head = weight.to(pair.student.dtype)
-        room = pair.room(hidden, head)
+        buffers = pair.buffers(hidden, head)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in pair.blocks():
-                _, pull = _compare(hidden[rows], head, bias, rows, pair, room, with_pull=True)
+                _, pull = _compare(hidden[rows], head, bias, rows, pair, buffers, with_pull=True)
                 pull = cast(Tensor, pull).mul_(upstream[rows])
-                operand = pull.to(head.dtype)
+                operand, scale = _to_operand(pull, head.dtype)
                 if grad_hidden is not None:
                     add_matmul_(grad_hidden[rows], operand, head)
+                    grad_hidden[rows] *= scale
                 if grad_weight is not None:
-                    add_matmul_(grad_weight, operand.T, hidden[rows].to(head.dtype))
+                    add_matmul_(grad_weight, operand.T, (hidden[rows] * scale).to(head.dtype))
                 if grad_bias is not None:
                     grad_bias.add_(pull.sum(0))
                 del pull, operand
         grads = [(grad_hidden, hidden), (grad_weight, weight), (grad_bias, bias)]
         return (*(None if grad is None else grad.to(of.dtype) for grad, of in grads), None, None)
+
+
+def _to_operand(
+    pull: Float[Tensor, "rows vocab"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, "rows 1"]]:
+    """The pull in the dtype of the head, and what each row was divided by: half precision ends at 6e-8."""
+    if pull.dtype == dtype:
+        return pull, pull.new_ones(len(pull), 1)
+    scale = pull.abs().amax(dim=1, keepdim=True).clamp_(min=torch.finfo(pull.dtype).tiny)
+    return (pull / scale).to(dtype), scale
 
 
 def _compare(
@@ -196,7 +224,7 @@ def _compare(
     bias: Float[Tensor, " vocab"] | None,
     rows: slice,
     pair: _Pair,
-    room: tuple[Tensor, Tensor],
+    buffers: tuple[Tensor, Tensor],
     *,
     with_pull: bool,
     log_ratios: Float[Tensor, " rows"] | None = None,
@@ -205,9 +233,9 @@ def _compare(
 
     The log-ratios of the sampled events are written to `log_ratios`.
     """
-    logits, _ = _logits(room[1], pair.teacher_hidden[rows], pair.teacher_weight, pair.teacher_bias, pair.teacher)
+    logits, _ = _logits(buffers[1], pair.teacher_hidden[rows], pair.teacher_weight, pair.teacher_bias, pair.teacher)
     teacher = pair.teacher_events.event_logps_(logits).logps
-    logits, slope = _logits(room[0], hidden, head, bias, pair.student, with_slope=with_pull)
+    logits, slope = _logits(buffers[0], hidden, head, bias, pair.student, with_slope=with_pull)
     student = pair.student_events.event_logps_(logits)
     if log_ratios is not None and pair.sampled is not None:
         events = pair.sampled[rows]
@@ -221,7 +249,7 @@ def _compare(
 
 
 def _logits(
-    room: Tensor,
+    buffer: Tensor,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -230,7 +258,7 @@ def _logits(
     with_slope: bool = False,
 ) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, "rows vocab"] | None]:
     # Rows lie next to each other, as an `EventMap` needs them.
-    logits = room[: len(weight) * len(hidden)].view(len(weight), len(hidden)).T
+    logits = buffer[: len(weight) * len(hidden)].view(len(weight), len(hidden)).T
     return logits, write_logits(logits, hidden.to(plan.dtype), weight, bias, plan, with_slope=with_slope)
 
 

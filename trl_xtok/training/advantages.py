@@ -64,17 +64,18 @@ def _left_to_credit(
 ) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " chunks"]]:
     """The chunk of each token that is credited, else -1, and `L_T` of each chunk.
 
-    Where distributions are compared, they say all about a chunk of one token on either side. Of a longer chunk they
-    say how likely the event is that it begins with, so `L_T - L_S` loses the log-ratio of that event.
+    Where distributions are compared over an event that both sides begin a chunk with, they say all about a chunk of
+    one token on either side. Of a longer one they say how likely it begins so, and `L_T - L_S` loses the log-ratio of
+    that event.
     """
     if (starts := batch.starts) is None or scores.compared is None:
         return batch.chunks, batch.teacher_logps
+    known = starts.events >= 0
     # The last entry is that of chunk -1.
     finished = torch.zeros(batch.num_chunks + 1, dtype=torch.bool, device=batch.chunks.device)
-    finished[starts.chunks[starts.one_to_one]] = True
-    known = ~starts.one_to_one & (starts.events >= 0)
-    log_ratios = cast(Tensor, scores.compared.log_ratios)[known].to(batch.teacher_logps.dtype)
-    teacher_logps = batch.teacher_logps.index_add(0, starts.chunks[known], -log_ratios)
+    finished[starts.chunks] = known & starts.one_to_one
+    log_ratios = cast(Tensor, scores.compared.log_ratios).where(known, 0).to(batch.teacher_logps.dtype)
+    teacher_logps = batch.teacher_logps.index_add(0, starts.chunks, -log_ratios)
     return batch.chunks.masked_fill(finished[batch.chunks], -1), teacher_logps
 
 

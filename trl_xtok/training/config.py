@@ -55,7 +55,8 @@ class CrossTokenizerGKDConfig(GKDConfig):
             Several micro-batches or processes then cost a second forward pass of the student.
         dropped_advantage (`float` or `"mean"`, *optional*, defaults to `"mean"`):
             Advantage of sampled tokens that the student itself made unscorable (invalid UTF-8, unknown ids). `"mean"`
-            is the mean advantage of the scored tokens of the optimizer step, at most zero. `0.0` does not charge them.
+            is the mean advantage of the credited tokens of the optimizer step, at most zero. `0.0` does not charge
+            them.
         max_chunk_tokens (`int`, *optional*):
             Chunks with more tokens than this on either side are dropped. `None` keeps all.
         one_to_one_only (`bool`, *optional*, defaults to `False`):

@@ -55,7 +55,7 @@ _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
     "shared_vocab_jsd": (*_CREDIT, *_SELECTION, "chunk_temperature", "chunk_weight"),
     # A unit of the text correction may hold tokens that are compared and tokens that are credited.
     "hybrid": ("segmentation", "one_to_one_only", "chunk_temperature"),
-    "prefix_jsd": ("segmentation", "chunk_temperature"),
+    "prefix_jsd": ("segmentation", "one_to_one_only", "chunk_temperature"),
 }
 
 

@@ -47,13 +47,20 @@ class Objective:
 
     Attributes:
         name: From `choose_objective`.
-        selection: Which chunks and tokens are trained on.
         comparison: What compares next-token distributions, if the objective does.
     """
 
     name: ObjectiveName
-    selection: Selection
     comparison: VocabComparison | None
+
+    def selection(self, args: CrossTokenizerGKDConfig, aligner: TokenizerAligner) -> Selection:
+        """Which chunks and tokens are trained on."""
+        return Selection(
+            charge_dropped=self.name in _CREDITING and args.dropped_advantage != 0,
+            keep_unfinished=aligner.same_vocabulary,
+            one_to_one_only=args.one_to_one_only or self.name == "shared_vocab_jsd",
+            max_chunk_tokens=args.max_chunk_tokens,
+        )
 
 
 def make_objective(
@@ -68,16 +75,10 @@ def make_objective(
     Raises:
         TokenizerError: If distributions are to be compared that have no event in common.
     """
-    selection = Selection(
-        charge_dropped=name in _CREDITING and args.dropped_advantage != 0,
-        keep_unfinished=aligner.same_vocabulary,
-        one_to_one_only=args.one_to_one_only or name == "shared_vocab_jsd",
-        max_chunk_tokens=args.max_chunk_tokens,
-    )
     if name not in _COMPARING:
-        return Objective(name, selection, None)
+        return Objective(name, None)
     rows = len(read_lm_head(student).weight)
-    return Objective(name, selection, VocabComparison(name, aligner, rows, teacher_head.to(args.device), args))
+    return Objective(name, VocabComparison(name, aligner, rows, teacher_head.to(args.device), args))
 
 
 def student_scores(

@@ -219,7 +219,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
     def _score(self, rollouts: Sequence[Rollout]) -> MicroBatch:
         prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
         completions = [rollout.alignment.teacher_ids for rollout in rollouts]
-        selection, comparison = self.objective.selection, self.objective.comparison
+        selection, comparison = self.objective.selection(self.args, self.aligner), self.objective.comparison
         if comparison is None:
             scores = self.teacher.token_logps(prompts, completions), None
         else:
