@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.objectives.plain import plain_logps
+from tests.objectives.plain import assert_same_with_gradients, plain_logps
 from trl_xtok.objectives import LMHead, token_logps
 
 
@@ -64,13 +64,7 @@ def test_values_and_gradients_are_those_of_the_formula(trains, bias, softcap, sc
     expected = plain_logps(hidden, head, targets, temperature)
     actual = token_logps(hidden, head, targets, temperature=temperature, block_size=4, backend="liger")
 
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, leaves, upstream),
-        torch.autograd.grad(expected, leaves, upstream),
-        atol=1e-4,
-        rtol=1e-4,
-    )
+    assert_same_with_gradients(actual, expected, leaves, upstream)
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 64])

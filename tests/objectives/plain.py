@@ -7,13 +7,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def plain_logps(hidden, head, targets, temperature=1.0):
-    logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
-    logits = logits * head.scale
+def plain_logits(hidden, head, temperature=1.0):
+    logits = head.scale * (hidden @ head.weight.T + (0 if head.bias is None else head.bias))
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
-    logps = (logits / temperature).log_softmax(-1).gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
-    return logps.masked_fill(targets == -100, 0)
+    return logits / temperature
+
+
+def plain_logps(hidden, head, targets, temperature=1.0):
+    logps = plain_logits(hidden, head, temperature).log_softmax(-1)
+    return logps.gather(1, targets.clamp(min=0)[:, None]).squeeze(1).masked_fill(targets == -100, 0)
+
+
+def assert_same_with_gradients(actual, expected, inputs, upstream, *, gradient_error=1e-4):
+    """Values to 1e-5 and gradients to `gradient_error`, or to a share of 1e-4 of each."""
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        atol=gradient_error,
+        rtol=1e-4,
+    )
 
 
 def operands(tokens=13, vocab=37, hidden=8, *, trains=True, dtype=torch.float32, seed=0):

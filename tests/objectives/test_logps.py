@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.objectives.plain import TensorSizes, operands, plain_logps
+from tests.objectives.plain import TensorSizes, assert_same_with_gradients, operands, plain_logps
 from trl_xtok.errors import ConfigError, ModelError
 from trl_xtok.objectives import LMHead, default_block_size, token_logps
 
@@ -30,13 +30,7 @@ def test_blocks_change_neither_value_nor_gradient(softcap, scale, temperature, w
     expected = plain_logps(hidden, head, targets, temperature)
     actual = token_logps(hidden, head, targets, temperature=temperature, block_size=block_size)
 
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, leaves, upstream),
-        torch.autograd.grad(expected, leaves, upstream),
-        atol=1e-4,
-        rtol=1e-4,
-    )
+    assert_same_with_gradients(actual, expected, leaves, upstream)
 
 
 @pytest.mark.parametrize(("softcap", "scale", "temperature"), RULES)

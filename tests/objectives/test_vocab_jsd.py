@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.objectives.plain import TensorSizes, operands
+from tests.objectives.plain import TensorSizes, assert_same_with_gradients, operands, plain_logits
 from trl_xtok.errors import ConfigError, ModelError
 from trl_xtok.objectives import EventMap, LMHead, generalized_jsd, vocab_jsd
 from trl_xtok.training.trl_compat import GKDTrainer
@@ -29,13 +29,6 @@ def divergences(*args, **kwargs):
     return vocab_jsd(*args, **kwargs).divergences
 
 
-def logits_of(hidden, head, temperature):
-    logits = head.scale * (hidden @ head.weight.T + (0 if head.bias is None else head.bias))
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits / temperature
-
-
 def event_logps(logits, events):
     taking_part = logits if events.columns is None else logits[:, events.columns]
     logps = taking_part.log_softmax(-1)
@@ -46,8 +39,8 @@ def event_logps(logits, events):
 
 
 def plain_jsd(hidden, head, teacher_hidden, teacher_head, maps, beta, temperature=1.0):
-    student = event_logps(logits_of(hidden, head, temperature), maps[0])
-    teacher = event_logps(logits_of(teacher_hidden, teacher_head, temperature), maps[1])
+    student = event_logps(plain_logits(hidden, head, temperature), maps[0])
+    teacher = event_logps(plain_logits(teacher_hidden, teacher_head, temperature), maps[1])
     return generalized_jsd(student, teacher, beta)
 
 
@@ -58,16 +51,6 @@ def pair(*, trains, same=False, softcap=None, scale=1.0):
     )
     head = LMHead(weight, bias, softcap, scale)
     return hidden, head, teacher_hidden.detach(), LMHead(teacher_weight, teacher_bias), upstream
-
-
-def assert_same(actual, expected, inputs, upstream):
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, inputs, upstream),
-        torch.autograd.grad(expected, inputs, upstream),
-        atol=1e-5,
-        rtol=1e-4,
-    )
 
 
 @pytest.mark.parametrize("block_size", [1, 12, None], ids=["one row", "ragged", "default"])
@@ -88,15 +71,15 @@ def test_blocks_change_neither_value_nor_gradient(maps, beta, trains, block_size
         beta=beta,
         block_size=block_size,
     )
-    assert_same(actual, expected, inputs, upstream)
+    assert_same_with_gradients(actual, expected, inputs, upstream, gradient_error=1e-5)
 
 
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
 def test_log_ratios_of_the_sampled_events(maps, trains):
     hidden, head, teacher_hidden, teacher_head, _ = pair(trains=trains, same=maps[0] is ALL)
-    student = event_logps(logits_of(hidden, head, 0.7), maps[0])
-    teacher = event_logps(logits_of(teacher_hidden, teacher_head, 0.7), maps[1])
+    student = event_logps(plain_logits(hidden, head, 0.7), maps[0])
+    teacher = event_logps(plain_logits(teacher_hidden, teacher_head, 0.7), maps[1])
     events = torch.arange(len(hidden)) % min(4, student.shape[1])
     expected = (teacher - student).gather(1, events[:, None])[:, 0].detach()
     options = {"student_events": maps[0], "teacher_events": maps[1], "temperature": 0.7, "block_size": 12}
@@ -115,13 +98,13 @@ def test_cap_scale_and_temperature(softcap, scale, temperature, maps):
     actual = divergences(
         hidden, head, *teacher, student_events=maps[0], teacher_events=maps[1], temperature=temperature, block_size=8
     )
-    assert_same(actual, expected, inputs, upstream)
+    assert_same_with_gradients(actual, expected, inputs, upstream, gradient_error=1e-5)
 
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_over_the_whole_vocabulary_it_is_the_loss_of_gkd(beta):
     hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False, same=True)
-    logits = logits_of(hidden, head, 1.0), logits_of(teacher_hidden, teacher_head, 1.0)
+    logits = plain_logits(hidden, head, 1.0), plain_logits(teacher_hidden, teacher_head, 1.0)
     expected = GKDTrainer.generalized_jsd_loss(*(side[None] for side in logits), beta=beta, reduction="sum")
     actual = divergences(
         hidden, head, teacher_hidden, teacher_head, student_events=ALL, teacher_events=ALL, beta=beta

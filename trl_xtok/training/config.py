@@ -121,7 +121,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
         default="mean",
         metadata={
             "help": "Advantage of sampled tokens that the student itself made unscorable: a number, or `mean` for the "
-            "mean of the scored tokens, at most zero."
+            "mean of the credited tokens, at most zero."
         },
     )
     max_chunk_tokens: int | None = field(

@@ -96,7 +96,7 @@ def student_scores(
 
 def token_losses(
     scores: StudentScores, batch: MicroBatch, objective: Objective, args: CrossTokenizerGKDConfig
-) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor]]:
+) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor | float]]:
     """The loss of each completion token, and the sums that `RunMetrics` takes.
 
     Tokens that are neither compared nor scored nor charged get 0. The divergence of two distributions stands on the
@@ -121,13 +121,13 @@ def token_losses(
     if batch.starts is not None and scores.compared is not None:
         divergences = scores.compared.divergences.to(losses.dtype)
         losses = losses.index_add(0, batch.starts.tokens, divergences)
-        sums |= {"divergence": divergences.detach().sum(), "compared": torch.tensor(len(divergences))}
+        sums |= {"divergence": divergences.detach().sum(), "compared": float(len(divergences))}
     return losses, sums
 
 
 def _report(
     student_logps: Float[Tensor, " tokens"], batch: MicroBatch, clipped: Bool[Tensor, " tokens"]
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | float]:
     trained = chunk_sizes(batch.chunks, batch.num_chunks) > 0
     log_ratios = reverse_kl_estimate(sum_by_chunk(student_logps, batch.chunks, batch.num_chunks), batch.teacher_logps)
     ends = trained & (batch.chunk_bytes == 0)

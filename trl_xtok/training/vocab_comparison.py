@@ -162,7 +162,7 @@ def _fit(events: Int[Tensor, " ids"], rows: int) -> Int[Tensor, " {rows}"]:
 
 def _in_common(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Number the events that have tokens on both sides from 0, and leave out the others."""
-    kept = torch.tensor(sorted(set(student.tolist()) & set(teacher.tolist()) - {-1}))
+    kept = student[(student >= 0) & torch.isin(student, teacher)].unique()
     if not len(kept):
         raise TokenizerError(
             "The two vocabularies have no token in common, so their next-token distributions cannot be compared. Use "
