@@ -1,15 +1,16 @@
 """Whole step: seconds of one optimizer step (rollout, teacher, student, update), side by side with TRL's trainers.
 
     python -m examples.benchmarks.step
-    python -m examples.benchmarks.step --tokens 8 --batch-size 2 --steps 1
+    python -m examples.benchmarks.step --tokens 8 16 --batch-size 2 4 --steps 1
 
 Student and teachers are two-layer models with random weights, in float32, with real tokenizers and vocabulary sizes: a
 Llama with Llama 3's tokenizer, a Qwen 2 with Qwen 3's, and for the trainers that need one vocabulary a wider Llama
 with the student's. Every weight of the student is trained. All trainers get the same prompt in every row, sample
 completions of the same length at temperature 1 with a KV cache, and checkpoint no activations. A random student writes
 random tokens, so its texts are harder to align than real ones. A step lasts from the end of one optimizer step to the
-end of the next; the first is not counted, and of the others the shortest counts. Needs the repository's tests for
-tokenizers and models.
+end of the next; the first is not counted, and of the others the shortest counts. All lengths are measured with the
+first batch size and all batch sizes with the first length. Needs the repository's tests for tokenizers and models; the
+chart is left out if matplotlib is not installed.
 """
 
 import argparse
@@ -18,9 +19,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +43,7 @@ PROMPT = "Explain in a few sentences why the sky is blue at noon and red in the 
 # GOLD reads a conversation to its end, though it replaces the answer by a sample.
 CONVERSATION = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Light is scattered."}]
 PHASES = ("rollout", "align", "teacher", "student")
-HEADER = ("trainer", "seconds per step", *PHASES, "everything else", "coverage")
+HEADER = ("trainer", "completions", "tokens of each", "seconds per step", *PHASES, "everything else", "coverage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,29 @@ TRAINERS: dict[str, Build] = {
 }
 
 
-def measure(name: str, models: Models, tokens: int, settings: dict[str, Any]) -> list[str]:
-    """Train for a few steps; the row of the table, for the shortest of them."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a step took: the shortest one of a trainer with so many completions of so many tokens each.
+
+    Attributes:
+        seconds: Of the step.
+        shares: Of the phases and of everything else in it, and the coverage; empty if the trainer does not say.
+    """
+
+    trainer: str
+    completions: int
+    tokens: int
+    seconds: float
+    shares: list[str]
+
+    def row(self) -> list[str]:
+        """A row of the table."""
+        shares = self.shares or ["-"] * (len(PHASES) + 2)
+        return [self.trainer, str(self.completions), str(self.tokens), number(self.seconds), *shares]
+
+
+def measure(name: str, models: Models, tokens: int, settings: dict[str, Any]) -> Result:
+    """Train for a few steps."""
     trainer: Any = TRAINERS[name](models, tokens, settings)
     # Each trainer samples with this configuration. No completion may end before the others.
     trainer.generation_config.min_new_tokens = tokens
@@ -144,23 +167,53 @@ def measure(name: str, models: Models, tokens: int, settings: dict[str, Any]) ->
     del trainer
     gc.collect()
     lengths = [end - start for start, end in pairwise(clock.ends)]
-    seconds = min(lengths)
-    print(f"{name}: {number(seconds)} s per step", file=sys.stderr, flush=True)
+    seconds, batch_size = min(lengths), settings["per_device_train_batch_size"]
+    print(f"{name}, {batch_size} x {tokens}: {number(seconds)} s per step", file=sys.stderr, flush=True)
     # The first step has a log, and no end of another step before it.
     log = logs[1 + lengths.index(seconds)]
     if "time/rollout" not in log:
-        return [name, number(seconds), *["-"] * (len(HEADER) - 2)]
+        return Result(name, batch_size, tokens, seconds, [])
     phases = [log[f"time/{phase}"] for phase in PHASES]
     shares = [f"{share / seconds:.0%}" for share in (*phases, seconds - sum(phases))]
-    return [name, number(seconds), *shares, f"{log['xtok/coverage']:.2f}"]
+    return Result(name, batch_size, tokens, seconds, [*shares, f"{log['xtok/coverage']:.2f}"])
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Seconds against the length of the completions and against their number, a line for each trainer."""
+    from matplotlib import pyplot
+
+    first = results[0]
+    figure, panels = pyplot.subplots(1, 2, sharey=True, figsize=(10, 4))
+    for name in dict.fromkeys(result.trainer for result in results):
+        colour = "#f58518" if name.startswith("TRL") else "#4c78a8"
+        style = {"color": colour, "marker": "o", "linestyle": "--" if name.endswith("one tokenizer") else "-"}
+        own = [result for result in results if result.trainer == name]
+        by_length = sorted((r.tokens, r.seconds) for r in own if r.completions == first.completions)
+        by_number = sorted((r.completions, r.seconds) for r in own if r.tokens == first.tokens)
+        for panel, points in zip(panels, (by_length, by_number), strict=True):
+            panel.plot(*zip(*points, strict=True), label=name, **style)
+            panel.annotate(f" {name}", points[-1], fontsize=7, color=colour)
+    panels[0].set_xlabel(f"tokens of each of {first.completions} completions")
+    panels[1].set_xlabel(f"completions of {first.tokens} tokens")
+    panels[0].set_ylabel("seconds per optimizer step")
+    for panel in panels:
+        panel.set_xlim(0)
+        panel.set_ylim(0)
+        panel.margins(x=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def read_arguments() -> argparse.Namespace:
     """What is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=64, help="length of every completion")
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 32, 128], help="length of every completion")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[4, 2, 8])
     parser.add_argument("--steps", type=int, default=3, help="the shortest counts; one more is taken before")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for benchmark_step.svg")
     parser.add_argument("--only", nargs="+", choices=list(TRAINERS), default=list(TRAINERS), metavar="NAME")
     return parser.parse_args()
 
@@ -184,16 +237,24 @@ def main() -> None:
             "save_strategy": "no",
             "logging_steps": 1,
             "max_steps": arguments.steps + 1,
-            "per_device_train_batch_size": arguments.batch_size,
-            "max_length": arguments.tokens + 512,
+            "max_length": max(arguments.tokens) + 512,
             "activation_checkpointing": False,
             "lmbda": 1.0,
             "temperature": 1.0,
         }
-        rows = [measure(name, models, arguments.tokens, settings) for name in arguments.only]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"{machine_line(device)}. float32, {arguments.batch_size} completions of {arguments.tokens} tokens.\n")
-    print(markdown_table(HEADER, rows))
+        sizes = dict.fromkeys(
+            [(arguments.batch_size[0], tokens) for tokens in arguments.tokens]
+            + [(batch_size, arguments.tokens[0]) for batch_size in arguments.batch_size]
+        )
+        results = [
+            measure(name, models, tokens, settings | {"per_device_train_batch_size": batch_size})
+            for batch_size, tokens in sizes
+            for name in arguments.only
+        ]
+    print(f"{machine_line('cuda' if torch.cuda.is_available() else 'cpu')}. float32.\n")
+    print(markdown_table(HEADER, [result.row() for result in results]))
+    if find_spec("matplotlib") is not None:
+        draw(results, arguments.output / "benchmark_step.svg")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from pathlib import Path
 
 def test_liger_equals_the_plain_formula_in_the_triton_interpreter():
     """Triton decides at import whether it compiles or interprets, so the cases need a process of their own."""
-    cases = Path(__file__).with_name("liger_cases.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
+    cases = [str(Path(__file__).with_name(name)) for name in ("liger_cases.py", "liger_jsd_cases.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *cases]
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 

@@ -138,6 +138,7 @@ def train_one_step(
     *,
     evaluate: bool = False,
     prompts: list[str] | None = None,
+    written: list[str] | None = None,
     streamed: bool = False,
     peft_config: LoraConfig | None = None,
     **changes: Any,
@@ -151,12 +152,15 @@ def train_one_step(
         completions: The rollout of each prompt; `None` samples them for `prompts`.
         evaluate: Whether to evaluate on the same prompts before the step.
         prompts: Prompts to sample for.
+        written: The dataset's completion of each prompt.
         streamed: Whether the dataset is an iterable one.
         peft_config: Adapter to train.
         **changes: Changed training arguments.
     """
     recorder = GradientRecorder()
     dataset = prompt_dataset(prompts if completions is None else list(completions))
+    if written is not None:
+        dataset = dataset.add_column("completion", written)
     if streamed:
         dataset = dataset.to_iterable_dataset()
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ Slow and plain on purpose. It shares nothing with the package but the aligner, w
 
 import copy
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ class Reference:
     def __init__(self, trainer: CrossTokenizerGKDTrainer):
         self.aligner = trainer.aligner
         self.args = trainer.args
+        self.decode = trainer.processing_class.decode
         self.tokenize = trainer.data_collator.tokenize
         self.student = exact_copy(trainer.model)
         self.teacher = exact_copy(trainer.teacher_model)
@@ -94,6 +96,7 @@ class Reference:
             rollouts: The completion of each plain-text prompt.
         """
         rows = [self._row(*self.tokenize(prompt), completion) for prompt, completion in rollouts.items()]
+        leaving = [self.leaves_canonical(completion) for completion in rollouts.values()]
         scored = [a for _, advantages, _ in rows for a in advantages if a is not None]
         mean = sum(scored) / max(len(scored), 1)
         charge = self.args.dropped_advantage
@@ -101,13 +104,25 @@ class Reference:
             charge = min(0.0, mean)
         baseline = mean if self.args.advantage_baseline == "mean" else 0.0
         total, count = torch.zeros((), dtype=torch.float64), 0
-        for logps, advantages, charged in rows:
-            for logp, advantage, pays in zip(logps, advantages, charged, strict=True):
+        for (logps, advantages, charged), leaves in zip(rows, leaving, strict=True):
+            for logp, advantage, pays, guarded in zip(logps, advantages, charged, leaves, strict=True):
                 if pays and charge_applies(self.args.dropped_advantage):
                     advantage = charge
                 if advantage is not None:
-                    total, count = total - (advantage - baseline) * logp, count + 1
+                    guards = guarded and self.args.canonical_guard is not None
+                    advantage = -self.args.canonical_guard if guards else advantage - baseline
+                    total, count = total - advantage * logp, count + 1
         return total / max(count, 1)
+
+    def leaves_canonical(self, ids: list[int]) -> list[bool]:
+        """Whether a token is not in the student's own tokenization of the text, and the one before it is."""
+        canonical = self.aligner.canonical(ids).teacher_ids
+        paths = []
+        for path in (ids, canonical):
+            ends = [*accumulate(self.aligner.align(path).student_bytes)]
+            paths.append(list(zip([0, *ends], ends, path, strict=False)))
+        own = [place not in paths[1] for place in paths[0]]
+        return [differs and not before for differs, before in zip(own, [False, *own], strict=False)]
 
     def plain_logps(self, rollouts: dict[str, list[int]]) -> tuple[Tensor, Tensor]:
         """Log-probs of all sampled ids under the student and, as if it had its tokenizer, under the teacher.
@@ -192,6 +207,9 @@ class Reference:
                 most is not None
                 and max(side.count(chunk) for side in (alignment.student_chunks, alignment.teacher_chunks)) > most
             ):
+                left_out.add(chunk)
+            members = [token for token, other in zip(ids, alignment.student_chunks, strict=True) if other == chunk]
+            if self.args.drop_whitespace and self.decode(members).isspace():
                 left_out.add(chunk)
         return [-1 if chunk in left_out else chunk for chunk in alignment.student_chunks]
 

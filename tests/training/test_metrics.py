@@ -28,7 +28,7 @@ def aligner() -> TokenizerAligner:
 def rollout(aligner: TokenizerAligner, text: str, *, stopped: bool, prompt_length: int = 3) -> Rollout:
     ids = real_tokenizers.smollm2().encode(text, add_special_tokens=False)
     ids += [real_tokenizers.smollm2().eos_token_id] * stopped
-    return Rollout([1] * prompt_length, [1], ids, aligner.align(ids), aligner.canonical(ids), stopped)
+    return Rollout([1] * prompt_length, [1], ids, aligner.align(ids), aligner.canonical(ids), frozenset(), stopped)
 
 
 def micro_batch(*rollouts: Rollout):
@@ -50,7 +50,7 @@ def test_every_reason_to_drop_a_token_has_a_metric():
     documented = re.search(r"in no chunk, `None` if it is in one: (.*)\n    *end_chunk", Alignment.__doc__, re.DOTALL)
     named = set(re.findall(r"`(\w+)` \(", documented[1]))
     assert named >= {"unknown_id", "invalid_utf8", "cut_character", "normalized", "unspellable"}
-    assert named | {"long_chunk", "not_one_to_one", "teacher", "unfinished"} == set(DROP_REASONS)
+    assert named | {"long_chunk", "not_one_to_one", "teacher", "unfinished", "whitespace"} == set(DROP_REASONS)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_reverse_kl_is_a_ratio_of_sums(accelerator, aligner):
     metrics = RunMetrics()
     batch = micro_batch(rollout(aligner, "one", stopped=True))
     metrics.add_rollouts([batch, batch])
-    metrics.add({"trained": 3, "clipped": 1, "log_ratio": torch.tensor(6.0), "bytes": torch.tensor(3), "ends": 0})
-    metrics.add({"trained": 1, "clipped": 0, "log_ratio": torch.tensor(-1.0), "bytes": torch.tensor(7), "ends": 2})
+    metrics.add({"covered": 3, "clipped": 1, "log_ratio": torch.tensor(6.0), "bytes": torch.tensor(3), "ends": 0})
+    metrics.add({"covered": 1, "clipped": 0, "log_ratio": torch.tensor(-1.0), "bytes": torch.tensor(7), "ends": 2})
     metrics.add({"end_log_ratio": torch.tensor(0.5)})
     values = metrics.collect(accelerator)
     assert values["xtok/reverse_kl_per_byte"] == 0.5
@@ -155,7 +155,7 @@ def test_a_sum_that_is_not_reported_is_an_error():
 
 def test_noncanonical_rollouts_are_counted(accelerator, aligner):
     letters = real_tokenizers.smollm2().convert_tokens_to_ids(list("one"))
-    spelled = Rollout([1], [1], letters, aligner.align(letters), aligner.canonical(letters), False)
+    spelled = Rollout([1], [1], letters, aligner.align(letters), aligner.canonical(letters), frozenset(), False)
     metrics = collected(accelerator, micro_batch(spelled, rollout(aligner, "one", stopped=True)))
     assert metrics["xtok/noncanonical_ratio"] == 0.5
 

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from tests.training.fixed_rollouts import FixedTrainer, lora, loss_and_gradients, rollouts, whole_step
+from tests.training.fixed_rollouts import (
+    FixedTrainer,
+    lora,
+    loss_and_gradients,
+    raw,
+    rollouts,
+    stop,
+    text,
+    whole_step,
+)
 from tests.training.reference import Reference
 from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
 
@@ -75,6 +84,26 @@ def test_chunk_jsd(build, byteless_teacher_path, beta, temperature, batch_size):
 @pytest.mark.parametrize("segmentation", ["path", "text"])
 def test_chunks_left_out_by_their_size(build, byteless_teacher_path, segmentation, name, value):
     assert_as_reference(build(byteless_teacher_path, segmentation=segmentation, **{name: value}))
+
+
+@pytest.mark.parametrize("segmentation", ["path", "text"])
+def test_white_space_left_out(build, byteless_teacher_path, segmentation):
+    trainer = build(byteless_teacher_path, segmentation=segmentation, drop_whitespace=True)
+    trainer.rollouts |= {PROMPTS[0]: text("x = 1\n\n\t\ty = 2  # done\n") + raw(b"  \n") + stop()}
+    assert_as_reference(trainer)
+    micro_batches, _ = whole_step(trainer, PROMPTS, batch_size=3)
+    assert sum(inputs["micro_batch"].dropped["whitespace"] for inputs in micro_batches) >= 3
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean"])
+@pytest.mark.parametrize("guard", [0.0, 2.5])
+def test_guard_of_the_canonical_tokenization(byteless, monkeypatch, guard, baseline):
+    monkeypatch.setattr(byteless.args, "canonical_guard", guard)
+    monkeypatch.setattr(byteless.args, "advantage_baseline", baseline)
+    assert_as_reference(byteless)
+    micro_batches, _ = whole_step(byteless, PROMPTS, batch_size=100)
+    (batch,) = [inputs["micro_batch"] for inputs in micro_batches]
+    assert 3 <= batch.leaving.sum() < (batch.chunks >= 0).sum()
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])

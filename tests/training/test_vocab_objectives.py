@@ -59,6 +59,17 @@ def test_what_is_credited_has_its_own_weight_clip_baseline_and_charge(
     assert_as_reference(build(objective, byteless_teacher_path, temperature=0.8, **options), batch_size)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 100], ids=["micro-batches of one", "ragged", "one micro-batch"])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_expected_advantage_as_baseline(build, byteless_teacher_path, clip, batch_size):
+    options = {"advantage_clip": clip, "advantage_baseline": "position", "temperature": 0.8}
+    trainer = build("chunk_rkl", byteless_teacher_path, **options)
+    assert_as_reference(trainer, batch_size)
+    plain = build("chunk_rkl", byteless_teacher_path, **options | {"advantage_baseline": "none"})
+    losses = [loss_and_gradients(each, PROMPTS, batch_size)[0] for each in (trainer, plain)]
+    assert abs(losses[0] - losses[1]) > 0.01
+
+
 @pytest.mark.parametrize("objective", ["shared_vocab_jsd", "hybrid", "prefix_jsd"])
 def test_adapter(build, objective):
     assert_as_reference(build(objective, peft_config=lora()))

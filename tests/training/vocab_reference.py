@@ -112,12 +112,15 @@ class VocabReference:
         firsts = ids[ours[0]], teacher_ids[theirs[0]]
         events = [side.get(token) for side, token in zip(self._sides, firsts, strict=True)]
         one_event = events[0] is not None and events[0] == events[1]
-        if one_to_one and one_event:
+        if one_to_one and one_event and objective != "chunk_rkl":
             return compared, []
-        teacher_logp = float(sum(teacher_logps[j] for j in theirs))
+        teacher_logp, baseline = float(sum(teacher_logps[j] for j in theirs)), 0.0
+        if objective == "chunk_rkl":
+            compared = []
+            baseline = -float(_divergence(own[ours[0]], other[theirs[0]], beta=1.0)) if one_to_one else 0.0
         if objective == "prefix_jsd" and one_event:
             teacher_logp -= float(other[theirs[0]][events[0]].log() - own[ours[0]][events[0]].detach().log())
-        split = chunk_advantages(logps[ours].tolist(), teacher_logp, args.credit)
+        split = [a - baseline for a in chunk_advantages(logps[ours].tolist(), teacher_logp, args.credit)]
         if (clip := args.advantage_clip) is not None:
             split = [max(-clip, min(clip, a)) for a in split]
         return compared, list(zip(split, [logps[i] for i in ours], strict=True))

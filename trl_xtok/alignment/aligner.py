@@ -146,6 +146,16 @@ class TokenizerAligner:
                     pairs[index] = student_ids[index]
         return _align(pieces, pairs, [None] * len(pieces), self._student, finished)
 
+    def blank_chunks(self, student_ids: Sequence[int], alignment: Alignment) -> frozenset[int]:
+        """Chunks of `alignment`, which is that of `student_ids`, that are nothing but white space."""
+        texts = [b""] * alignment.num_chunks
+        pieces = self._student.table.spell_all([*map(operator.index, student_ids)])
+        for chunk, piece in zip(alignment.student_chunks, pieces, strict=True):
+            if chunk >= 0:
+                texts[chunk] += piece or b""
+        blank = (chunk for chunk, text in enumerate(texts) if text.decode("utf-8", "replace").isspace())
+        return frozenset(blank) - {alignment.end_chunk}
+
     def shared_tokens(self) -> SharedTokens:
         """Pairs of tokens that spell the same bytes; see [`vocab_map.shared_tokens`]."""
         return shared_tokens(self._student, self._teacher, self._paired_ends())

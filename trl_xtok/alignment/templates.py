@@ -70,10 +70,10 @@ def prompt_ids(
     else:
         _check_conversation(prompt)
         text = _render_prompt(tokenizer, prompt, chat_template, dict(chat_template_kwargs or {}), tools)
-    ids = _encode(tokenizer, text)
+    ids = encode(tokenizer, text)
     leading_ids = _leading_ids(tokenizer)
     # Template files are apt to start with a line break, so a BOS after white space counts as well.
-    if _encode(tokenizer, text.lstrip())[: len(leading_ids)] != leading_ids:
+    if encode(tokenizer, text.lstrip())[: len(leading_ids)] != leading_ids:
         ids = leading_ids + ids
     if not ids:
         raise DataError(
@@ -93,11 +93,11 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase, *, chat_template: str | N
     if _has_template(tokenizer, chat_template):
         for conversation in _PROBE_CONVERSATIONS:
             try:
-                text = _render(tokenizer, conversation, chat_template, {}, None, add_generation_prompt=False)
+                text = render(tokenizer, conversation, chat_template, {}, None, add_generation_prompt=False)
             except TemplateError:
                 continue
             _, probe, rest = text.rpartition(_PROBE)
-            ids = _encode(tokenizer, rest.lstrip()) if probe else []
+            ids = encode(tokenizer, rest.lstrip()) if probe else []
             if ids and ids[0] in tokenizer.added_tokens_decoder and ids[0] != tokenizer.bos_token_id:
                 return ids[0]
     return cast("int | None", tokenizer.eos_token_id)
@@ -192,7 +192,7 @@ def _render_prompt(
             f"The chat template variables contain {reserved}, which are settings of the prompt itself. Leave them "
             "out; only variables that the template reads belong there, for example {'enable_thinking': False}."
         )
-    text = _render(tokenizer, messages, chat_template, variables, tools, add_generation_prompt=True)
+    text = render(tokenizer, messages, chat_template, variables, tools, add_generation_prompt=True)
     for index, message in enumerate(messages):
         content: Any = message.get("content")
         if not isinstance(content, str) or content.strip() in text:
@@ -201,7 +201,7 @@ def _render_prompt(
         # right. But a message that makes no difference at all has been lost.
         others = [other for number, other in enumerate(messages) if number != index]
         try:
-            same = text == _render(tokenizer, others, chat_template, variables, tools, add_generation_prompt=True)
+            same = text == render(tokenizer, others, chat_template, variables, tools, add_generation_prompt=True)
         except TemplateError:
             continue
         if same:
@@ -213,7 +213,7 @@ def _render_prompt(
     return text
 
 
-def _render(
+def render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     chat_template: str | None,
@@ -245,8 +245,8 @@ def _render(
 
 def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that the tokenizer puts before every text: usually BOS, or nothing."""
-    bare = _encode(tokenizer, _PROBE)
-    wrapped = _encode(tokenizer, _PROBE, add_special_tokens=True)
+    bare = encode(tokenizer, _PROBE)
+    wrapped = encode(tokenizer, _PROBE, add_special_tokens=True)
     for start in range(len(wrapped) - len(bare) + 1):
         if wrapped[start : start + len(bare)] == bare:
             return wrapped[:start]
@@ -256,7 +256,8 @@ def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     )
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = False) -> list[int]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    """Token ids of a text of any length."""
     # `verbose=False` because a prompt longer than the tokenizer's idea of a maximum is the caller's business.
     return tokenizer.encode(  # pyright: ignore[reportUnknownMemberType]
         text, add_special_tokens=add_special_tokens, verbose=False

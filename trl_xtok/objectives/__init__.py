@@ -14,6 +14,7 @@ from .credit import (
     uniform,
 )
 from .event_map import EventMap
+from .liger_jsd import liger_jsd, use_liger_jsd
 from .logps import Backend, LMHead, default_block_size, token_logps
 from .losses import chunk_jsd, chunk_rkl, generalized_jsd, reverse_kl_estimate
 from .vocab_jsd import VocabJSD, vocab_jsd
@@ -36,6 +37,7 @@ __all__ = [
     "dropped_charge",
     "finite_chunks",
     "generalized_jsd",
+    "liger_jsd",
     "proportional",
     "reverse_kl_estimate",
     "spread_over_tokens",
@@ -43,5 +45,6 @@ __all__ = [
     "text_correction",
     "token_logps",
     "uniform",
+    "use_liger_jsd",
     "vocab_jsd",
 ]

@@ -64,11 +64,16 @@ def _budget(tokens: int, vocab_size: int, hidden_size: int, block_size: int) -> 
     Liger makes `ceil(vocab / (chunk_mem_const * hidden))` blocks and rounds their length up to a power of two.
     """
     longest = 1 << (block_size.bit_length() - 1)
-    most = longest * -(-vocab_size // hidden_size)
+    most = longest_call(vocab_size, hidden_size, block_size)
     blocks = -(-min(tokens, most) // longest)
     if blocks == 1:
         return most, -(-vocab_size // hidden_size)
     return most, (vocab_size - 1) // (hidden_size * (blocks - 1))
+
+
+def longest_call(vocab_size: int, hidden_size: int, block_size: int) -> int:
+    """Most tokens that Liger may be given at once if its blocks are to hold at most `block_size` tokens."""
+    return (1 << (block_size.bit_length() - 1)) * -(-vocab_size // hidden_size)
 
 
 def _trainable_head(

@@ -39,11 +39,17 @@ class Credited:
 
 
 def credit_tokens(scores: StudentScores, batch: MicroBatch, args: CrossTokenizerGKDConfig) -> Credited:
-    """Advantages by the rule of `args.credit`, corrected, clipped, charged and centred; none carries a gradient."""
+    """Advantages by the rule of `args.credit`, corrected, clipped, charged, centred and guarded.
+
+    None carries a gradient.
+    """
     credited = _credit_scored(scores, batch, args)
     means = batch.means or _step_means(credited.sum_and_count(), args)
     advantages = torch.where(batch.charged, means.charge, credited.advantages)
-    advantages = torch.where(credited.scored | batch.charged, advantages - means.baseline, advantages)
+    trained = credited.scored | batch.charged
+    advantages = torch.where(trained, advantages - means.baseline, advantages)
+    if args.canonical_guard is not None:
+        advantages = advantages.masked_fill(trained & batch.leaving, -args.canonical_guard)
     return replace(credited, advantages=advantages)
 
 
@@ -55,6 +61,8 @@ def _credit_scored(scores: StudentScores, batch: MicroBatch, args: CrossTokenize
     advantages = chunk_advantages(student_logps, teacher_logps, chunks, args.credit)
     if (paths := batch.canonical) is not None:
         advantages -= text_correction(student_logps, paths.logps, paths.units, paths.differ, args.credit)
+    if scores.baselines is not None:
+        advantages = torch.where(scored, advantages - scores.baselines, advantages)
     advantages, clipped = clip_advantages(advantages, args.advantage_clip)
     return Credited(advantages, scored, clipped & scored)
 

@@ -12,8 +12,10 @@ from .config_checks import (
     check_ranges,
     check_teacher,
     read_charge,
+    refuse_invalid,
     refuse_unread,
     refuse_unsupported,
+    take_alias,
 )
 from .trl_compat import GKDConfig
 
@@ -38,10 +40,19 @@ class CrossTokenizerGKDConfig(GKDConfig):
             `chunk_rkl` on those; `"prefix_jsd"` compares classes of tokens that begin the same text where a chunk
             begins, and adds `chunk_rkl` on what the rest of the chunk says. `"auto"` chooses `"exact_jsd"` for one
             vocabulary and `"chunk_rkl"` for two.
+        scoring_temperature (`float`, *optional*):
+            Temperature for the log-probs of both models, where it is not `temperature`, at which completions are
+            sampled. Objectives that credit samples take no other.
+        max_completion_length (`int`, *optional*):
+            Another name of `max_new_tokens`.
         chunk_temperature (`float`, *optional*, defaults to `1.0`):
             Divides the log-probs of whole chunks in `chunk_jsd`; above 1 it softens long chunks.
         chunk_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the `chunk_rkl` part of `hybrid` and `prefix_jsd`.
+        crossentropy_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the cross-entropy on completions that the student did not write, which are those of steps that
+            `lmbda` leaves to the dataset or, with `seq_kd`, to the teacher. `chunk_rkl` has no other use for them; the
+            `chunk_rkl` part of `hybrid` and `prefix_jsd` is left out there, since it holds for rollouts only.
         credit (`str`, *optional*, defaults to `"proportional"`):
             How a chunk's signal is split over its student tokens: `"proportional"` (the paper), `"additive"`,
             `"uniform"` or `"chunk"` (the whole signal to every token).
@@ -52,11 +63,18 @@ class CrossTokenizerGKDConfig(GKDConfig):
             Largest absolute advantage of a token, in nats, before the baseline. `None` switches clipping off.
         advantage_baseline (`str`, *optional*, defaults to `"none"`):
             `"mean"` subtracts the mean advantage of the optimizer step, which lowers the variance of the gradient.
-            Several micro-batches or processes then cost a second forward pass of the student.
+            Several micro-batches or processes then cost a second forward pass of the student. `"position"` subtracts,
+            where a chunk is one token on either side, what is expected there: minus the reverse KL of the next-token
+            distributions over the tokens that both models have ([paper](https://huggingface.co/papers/2605.07865)).
+        canonical_guard (`float`, *optional*):
+            Minus this is the advantage of tokens with which the student leaves its own tokenization of the text,
+            whatever the teacher says.
         dropped_advantage (`float` or `"mean"`, *optional*, defaults to `"mean"`):
             Advantage of sampled tokens that the student itself made unscorable (invalid UTF-8, unknown ids). `"mean"`
             is the mean advantage of the credited tokens of the optimizer step, at most zero. `0.0` does not charge
             them.
+        drop_whitespace (`bool`, *optional*, defaults to `False`):
+            Whether to drop chunks of nothing but white space.
         max_chunk_tokens (`int`, *optional*):
             Chunks with more tokens than this on either side are dropped. `None` keeps all.
         one_to_one_only (`bool`, *optional*, defaults to `False`):
@@ -88,8 +106,18 @@ class CrossTokenizerGKDConfig(GKDConfig):
     temperature: float = field(
         default=1.0, metadata={"help": "Temperature for sampling, and for the log-probs of both models."}
     )
+    scoring_temperature: float | None = field(
+        default=None, metadata={"help": "Temperature for the log-probs of both models, if it is another one."}
+    )
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Another name of `max_new_tokens`, as other trainers call it."}
+    )
     lmbda: float = field(
-        default=1.0, metadata={"help": "Share of on-policy student-generated completions. Only 1.0 is supported."}
+        default=1.0,
+        metadata={
+            "help": "Share of optimizer steps that train on completions that the student has just written. The others "
+            "train on those of the dataset or, with `seq_kd`, of the teacher."
+        },
     )
 
     # Parameters that control the objective
@@ -103,6 +131,10 @@ class CrossTokenizerGKDConfig(GKDConfig):
     chunk_weight: float = field(
         default=1.0, metadata={"help": "Weight of the `chunk_rkl` part of `hybrid` and `prefix_jsd`."}
     )
+    crossentropy_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the cross-entropy on completions that the student did not write."},
+    )
     credit: Literal["proportional", "additive", "uniform", "chunk"] = field(
         default="proportional", metadata={"help": "How a chunk's signal is split over its student tokens."}
     )
@@ -113,8 +145,16 @@ class CrossTokenizerGKDConfig(GKDConfig):
     advantage_clip: float | None = field(
         default=10.0, metadata={"help": "Largest absolute advantage of a token, in nats. None switches clipping off."}
     )
-    advantage_baseline: Literal["none", "mean"] = field(
-        default="none", metadata={"help": "What is subtracted from each advantage: nothing, or the step's mean."}
+    advantage_baseline: Literal["none", "mean", "position"] = field(
+        default="none",
+        metadata={
+            "help": "What is subtracted from each advantage: nothing, the step's mean, or, where a chunk is one token "
+            "on either side, what is expected there: minus the reverse KL over the tokens that both models have."
+        },
+    )
+    canonical_guard: float | None = field(
+        default=None,
+        metadata={"help": "Minus this is the advantage of tokens that leave the student's own tokenization."},
     )
     # Annotated as `str` since the command-line parser takes one type per argument; a number is accepted too.
     dropped_advantage: str = field(
@@ -126,6 +166,9 @@ class CrossTokenizerGKDConfig(GKDConfig):
     )
     max_chunk_tokens: int | None = field(
         default=None, metadata={"help": "Chunks with more tokens than this on either side are dropped."}
+    )
+    drop_whitespace: bool = field(
+        default=False, metadata={"help": "Whether to drop chunks of nothing but white space."}
     )
     one_to_one_only: bool = field(
         default=False, metadata={"help": "Whether to drop all chunks of more than one token on either side."}
@@ -168,6 +211,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
     )
 
     def __post_init__(self):
+        take_alias(self)
         if not torch.accelerator.is_available():
             self.use_cpu = True
         if self.bf16 is None:
@@ -177,6 +221,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
         refuse_unsupported(self)
         refuse_unread(self, self.objective)
         check_ranges(self)
+        refuse_invalid(self, self.objective)
         check_teacher(self)
         if self.dropped_advantage != "mean":
             self.dropped_advantage = read_charge(self.dropped_advantage, self.advantage_baseline)
@@ -184,7 +229,8 @@ class CrossTokenizerGKDConfig(GKDConfig):
     @property
     def scoring(self) -> dict[str, Any]:
         """How the log-probs of both models are computed."""
-        return {"temperature": self.temperature, "block_size": self.block_size, "backend": self.loss_backend}
+        temperature = self.temperature if self.scoring_temperature is None else self.scoring_temperature
+        return {"temperature": temperature, "block_size": self.block_size, "backend": self.loss_backend}
 
     def to_dict(self) -> dict[str, Any]:
         """Like the parent, which makes JSON of the student's quantization only."""

@@ -15,8 +15,6 @@ from ..errors import ConfigError
 DICTIONARIES = ("teacher_quantization_config", "chat_template_kwargs", "teacher_chat_template_kwargs")
 # Inherited fields that no code path of this trainer reads yet, with the only value they may have.
 ONLY_VALUE: dict[str, Any] = {
-    "lmbda": 1.0,
-    "seq_kd": False,
     "assistant_only_loss": False,
     "batch_eval_metrics": False,
     "average_tokens_across_devices": True,
@@ -44,8 +42,12 @@ ONLY_VALUE: dict[str, Any] = {
 ObjectiveName = Literal[
     "auto", "chunk_rkl", "chunk_jsd", "exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd"
 ]  # fmt: skip
-_CREDIT = ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage")
+# Objectives that credit sampled tokens.
+CREDITING: tuple[ObjectiveName, ...] = ("chunk_rkl", "hybrid", "prefix_jsd")
+_CREDIT = ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage", "canonical_guard")
 _SELECTION = ("one_to_one_only", "max_chunk_tokens")
+_NUMBERS = ("temperature", "chunk_temperature", "chunk_weight", "crossentropy_weight", "min_coverage")
+_OPTIONAL_NUMBERS = ("advantage_clip", "canonical_guard", "scoring_temperature")
 # Arguments that an objective does not read. `auto` may still become one of two.
 _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
     "auto": ("chunk_temperature", "chunk_weight"),
@@ -57,6 +59,17 @@ _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
     "hybrid": ("segmentation", "one_to_one_only", "chunk_temperature"),
     "prefix_jsd": ("segmentation", "one_to_one_only", "chunk_temperature"),
 }
+
+
+def take_alias(args: Any) -> None:
+    """Read `max_completion_length` as `max_new_tokens`."""
+    given, default = args.max_completion_length, type(args).__dataclass_fields__["max_new_tokens"].default
+    if given is not None and args.max_new_tokens not in (default, given):
+        raise ConfigError(
+            f"`max_completion_length={given}` and `max_new_tokens={args.max_new_tokens}` are two names of one "
+            "argument. Keep one of them."
+        )
+    args.max_new_tokens = args.max_new_tokens if given is None else given
 
 
 def refuse_unsupported(args: Any) -> None:
@@ -71,6 +84,11 @@ def refuse_unsupported(args: Any) -> None:
     if args.one_to_one_only and args.max_chunk_tokens is not None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
+        )
+    if args.advantage_baseline == "position" and args.objective not in ("auto", "chunk_rkl"):
+        raise ConfigError(
+            f"`advantage_baseline='position'` has no effect on `objective={args.objective!r}`, which compares the "
+            "next-token distributions themselves. Use 'mean' or 'none', or `objective='chunk_rkl'`."
         )
     for name in ("fp16", "use_liger_kernel"):
         if getattr(args, name) and args.use_cpu:
@@ -88,17 +106,43 @@ def refuse_unread(args: Any, objective: ObjectiveName) -> None:
             )
 
 
+def refuse_invalid(args: Any, objective: ObjectiveName) -> None:
+    """Refuse temperatures and completions that `objective`, which may still be `auto`, does not hold for."""
+    scoring = args.scoring["temperature"]
+    if scoring != args.temperature and objective in CREDITING:
+        raise ConfigError(
+            f"`scoring_temperature={scoring}` differs from `temperature={args.temperature}`, but `objective="
+            f"{objective!r}` credits samples by the distribution that they were drawn from. Give both one value, or "
+            "choose 'chunk_jsd', 'shared_vocab_jsd' or 'exact_jsd'."
+        )
+    if args.lmbda < 1 and objective == "chunk_rkl" and not args.crossentropy_weight:
+        raise ConfigError(
+            f"`lmbda={args.lmbda}` leaves optimizer steps to completions that the student did not write, and "
+            "`objective='chunk_rkl'` holds for its own ones only. Set `crossentropy_weight`, or an objective that "
+            "compares distributions, such as 'prefix_jsd' or 'chunk_jsd'."
+        )
+    if args.crossentropy_weight and (args.lmbda == 1 or scoring != 1):
+        raise ConfigError(
+            f"`crossentropy_weight={args.crossentropy_weight}` is about completions that the student did not write, "
+            f"scored at temperature 1, but `lmbda={args.lmbda}` and the scores are at temperature {scoring}. Lower "
+            "`lmbda` and set `scoring_temperature=1.0`, or set the weight to 0."
+        )
+    if args.seq_kd and args.lmbda == 1:
+        raise ConfigError("`seq_kd=True` has no effect with `lmbda=1.0`, where the student writes. Lower `lmbda`.")
+
+
 def check_ranges(args: Any) -> None:
     """Refuse numbers that are none or out of range."""
-    for name in ("temperature", "chunk_temperature", "chunk_weight", "min_coverage", "advantage_clip"):
+    for name in (*_NUMBERS, *_OPTIONAL_NUMBERS):
         value = getattr(args, name)
-        if not isinstance(value, int | float) and (name != "advantage_clip" or value is not None):
+        if not isinstance(value, int | float) and (name not in _OPTIONAL_NUMBERS or value is not None):
             raise ConfigError(f"`{name}` must be a number, got {value!r}.")
-    for name in ("temperature", "chunk_temperature"):
-        if not 0 < getattr(args, name) < math.inf:
+    for name in ("temperature", "scoring_temperature", "chunk_temperature"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             raise ConfigError(f"`{name}` must be positive and finite, got {getattr(args, name)}.")
-    if not 0 <= args.chunk_weight < math.inf:
-        raise ConfigError(f"`chunk_weight` must be finite and at least 0, got {args.chunk_weight}.")
+    for name in ("chunk_weight", "crossentropy_weight"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise ConfigError(f"`{name}` must be finite and at least 0, got {getattr(args, name)}.")
     if not 0 <= args.beta <= 1:
         raise ConfigError(f"`beta` must be in [0, 1], got {args.beta}.")
     if not 0 <= args.min_coverage <= 1:
@@ -106,6 +150,10 @@ def check_ranges(args: Any) -> None:
     if args.advantage_clip is not None and not args.advantage_clip > 0:
         raise ConfigError(
             f"`advantage_clip` must be positive, got {args.advantage_clip}. Use None to switch clipping off."
+        )
+    if args.canonical_guard is not None and not 0 <= args.canonical_guard < math.inf:
+        raise ConfigError(
+            f"`canonical_guard` must be finite and at least 0, got {args.canonical_guard}. Use None for no guard."
         )
     for name in ("block_size", "generation_batch_size", "max_chunk_tokens", "max_new_tokens"):
         value = getattr(args, name)

@@ -1,7 +1,8 @@
-"""Dataset rows -> prompts in the tokens of both models.
+"""Dataset rows -> prompts in the tokens of both models, and completions in those of the student.
 
 Prompts come from a `prompt` column (text or messages) or from `messages`, whose last assistant turn is left out: the
 student writes the completion. Each model gets its own prompt: plain text as it is, messages in its own chat template.
+Completions, which only off-policy steps read, come from a `completion` column or are that last assistant turn.
 """
 
 import json
@@ -13,12 +14,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..alignment.completions import completion_ids
 from ..alignment.templates import prompt_ids
 from ..errors import DataError
 from .trl_compat import is_conversational
 
 
 Prompt = str | list[dict[str, Any]]
+# Its names of roles, where they are others.
+_SHAREGPT = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
 
 def read_prompt(example: Mapping[str, Any]) -> Prompt:
@@ -27,11 +31,17 @@ def read_prompt(example: Mapping[str, Any]) -> Prompt:
     Raises:
         DataError: If the row has no column a prompt can be read from, or what it holds is not a prompt.
     """
+    if images := [name for name in ("image", "images") if example.get(name) is not None and example[name] != []]:
+        raise DataError(
+            f"The row has `{images[0]}`: {str(example[images[0]])[:80]}, and only text can be aligned between two "
+            "tokenizers. Remove the column, or the rows that need it."
+        )
+    example = _from_sharegpt(example)
     column = next((name for name in ("prompt", "messages") if name in example), None)
     if column is None:
         raise DataError(
             f"The dataset has the columns {', '.join(example) or '(none)'}, and none holds a prompt. Give it a "
-            "`prompt` column (text, or a list of messages) or a `messages` column."
+            "`prompt` column (text, or a list of messages), a `messages` or a `conversations` column."
         )
     prompt = example[column]
     if column == "messages" and isinstance(prompt, list) and prompt and _is_assistant_turn(prompt[-1]):
@@ -47,6 +57,39 @@ def read_prompt(example: Mapping[str, Any]) -> Prompt:
             "messages, each with a `role` and a `content`."
         )
     return prompt
+
+
+def read_completion(example: Mapping[str, Any]) -> Prompt:
+    """The completion of a dataset row: text, or the messages that follow its prompt.
+
+    Raises:
+        DataError: If there is none.
+    """
+    completion = _written_completion(example)
+    if not completion or not isinstance(completion, str | list):
+        raise DataError(
+            f"`lmbda` below 1 without `seq_kd` trains on the dataset's completions, and a row with the columns "
+            f"{', '.join(example)} has none: its completion is {completion!r}. Give it a `completion` column, or "
+            "`messages` that end with an assistant turn; or set `lmbda=1.0` or `seq_kd=True`."
+        )
+    return completion
+
+
+def _from_sharegpt(example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with `messages` where it has ShareGPT's `conversations`."""
+    turns = example.get("conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and "from" in turn for turn in turns):
+        return example if turns is None else {**example, "messages": turns}
+    messages = [{"role": _SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")} for turn in turns]
+    return {**example, "messages": messages}
+
+
+def _written_completion(example: Mapping[str, Any]) -> Any:
+    example = _from_sharegpt(example)
+    messages = example.get("messages")
+    if example.get("completion") is None and "prompt" not in example and messages and _is_assistant_turn(messages[-1]):
+        return messages[-1:]
+    return example.get("completion")
 
 
 def read_tools(example: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -89,6 +132,8 @@ class PromptCollator:
         chat_template_kwargs: Arguments of the student's chat template.
         teacher_chat_template_kwargs: Arguments of the teacher's chat template.
         teacher_chat_template: Template for a teacher whose tokenizer has none.
+        with_completions: Whether rows have completions that are to be read.
+        max_completion: Most tokens of a completion; what is longer is cut off. `None` for no limit.
     """
 
     student_tokenizer: PreTrainedTokenizerBase
@@ -100,19 +145,37 @@ class PromptCollator:
     chat_template_kwargs: dict[str, Any] | None = None
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     teacher_chat_template: str | None = None
+    with_completions: bool = False
+    max_completion: int | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return `prompts` and `teacher_prompts` `[batch, length]` with their attention masks."""
+        """Return `prompts`, `teacher_prompts` and perhaps `completions`, `[batch, length]`, and attention masks."""
         sides = [self.tokenize_row(example) for example in examples]
         student, teacher = zip(*sides, strict=True)
         prompts, attention_mask = left_pad(student, self.student_tokenizer.pad_token_id)
         teacher_prompts, teacher_attention_mask = left_pad(teacher, 0)
-        return {
+        batch = {
             "prompts": prompts,
             "prompt_attention_mask": attention_mask,
             "teacher_prompts": teacher_prompts,
             "teacher_prompt_attention_mask": teacher_attention_mask,
         }
+        # Prompts to evaluate on may come without.
+        if self.with_completions and any(map(_written_completion, examples)):
+            batch["completions"], batch["completion_attention_mask"] = left_pad([*map(self.completion, examples)], 0)
+        return batch
+
+    def completion(self, example: Mapping[str, Any]) -> list[int]:
+        """The completion of a dataset row in student tokens.
+
+        Raises:
+            DataError: If there is none, or it has tokens that the student lacks.
+        """
+        prompt, completion = read_prompt(example), read_completion(example)
+        options = {"chat_template_kwargs": self.chat_template_kwargs, "tools": read_tools(example)}
+        ids = completion_ids(self.student_tokenizer, prompt, completion, **options)[: self.max_completion]
+        _check_ids("student", ids, self.student_vocab_size, self.student_tokenizer)
+        return ids
 
     def tokenize_row(self, example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """The prompt of a dataset row, with the tools that the row offers; see `tokenize`."""
@@ -142,10 +205,10 @@ class PromptCollator:
 
 
 def _check_ids(side: str, ids: Sequence[int], vocab_size: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    largest = max(ids)
+    largest = max(ids, default=0)
     if vocab_size is not None and largest >= vocab_size:
         raise DataError(
-            f"A prompt holds the {side} token {tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, but "
+            f"A row holds the {side} token {tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, but "
             f"the {side}'s embedding has {vocab_size} rows. Are the two tokenizers the right way round? Else resize "
             "the embedding, or remove the token from tokenizer or chat template."
         )

@@ -29,12 +29,13 @@ DROP_REASONS = (
     "unfinished",
     "unknown_id",
     "unspellable",
+    "whitespace",
 )
 PHASES = ("rollout", "align", "teacher", "student")
 _SUMS = (
     "tokens",
     "sampled",
-    "trained",
+    "covered",
     "clipped",
     "log_ratio",
     "bytes",
@@ -42,6 +43,7 @@ _SUMS = (
     "ends",
     "divergence",
     "compared",
+    "cross_entropy",
     "rollouts",
     "noncanonical",
     "stopped",
@@ -79,13 +81,13 @@ class CoverageGuard:
                 f"{self.min_coverage}` for {self._low_steps} optimizer steps in a row. The metrics `xtok/dropped_*` "
                 "say why. Many `unfinished` or `cut_character` tokens: raise `max_new_tokens`. Many `normalized` or "
                 "`unspellable` ones: choose a teacher whose tokenizer can spell the texts. Many `invalid_utf8` or "
-                "`unknown_id` ones: lower `learning_rate`. Many `not_one_to_one` or `long_chunk` ones: that was asked "
-                "for."
+                "`unknown_id` ones: lower `learning_rate`. Many `not_one_to_one`, `long_chunk` or `whitespace` ones: "
+                "that was asked for."
             )
 
 
 class RunMetrics:
-    """Sums and extremes since the last log, for one mode (training or evaluation).
+    """Sums and extremes since the last log, for one mode (training, off-policy steps of it, or evaluation).
 
     `num_tokens` counts prompts and completions since this process began, everything else since the last log.
     `step_time` is the mean time of an optimizer step without the optimizer itself, as TRL reports it; `time/*` are its
@@ -157,10 +159,10 @@ def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]
         return sums[part] / sums[whole] if sums[whole] else 0.0
 
     metrics = {
-        "xtok/coverage": ratio("trained", "sampled"),
+        "xtok/coverage": ratio("covered", "sampled"),
         "xtok/noncanonical_ratio": ratio("noncanonical", "rollouts"),
         "xtok/stop_rate": ratio("stopped", "rollouts"),
-        "xtok/clipped_advantages": ratio("clipped", "trained"),
+        "xtok/clipped_advantages": ratio("clipped", "covered"),
         "completions/mean_length": ratio("sampled", "rollouts"),
         "completions/min_length": low["length"],
         "completions/max_length": high["length"],
@@ -173,6 +175,8 @@ def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]
         metrics["xtok/reverse_kl_per_byte"] = sums["log_ratio"] / sums["bytes"]
     if sums["compared"]:
         metrics["xtok/vocab_jsd"] = sums["divergence"] / sums["compared"]
+    if sums["cross_entropy"]:
+        metrics["xtok/cross_entropy"] = ratio("cross_entropy", "sampled")
     if sums["ends"]:
         metrics["xtok/reverse_kl_end"] = sums["end_log_ratio"] / sums["ends"]
     if sums["stopped"]:

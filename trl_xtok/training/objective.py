@@ -1,5 +1,6 @@
 """What an optimizer step minimises: which objective, on which chunks, and the loss of each token."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +13,14 @@ from ..errors import ConfigError
 from ..objectives import LMHead, chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
 from .advantages import credit_tokens
 from .config import CrossTokenizerGKDConfig
-from .config_checks import ObjectiveName, refuse_unread
+from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unread
 from .scoring import completion_states, read_lm_head
+from .teachers import LocalTeacher
 from .vocab_comparison import VocabComparison
-from .window import MicroBatch, Selection, StudentScores
+from .window import MicroBatch, Rollout, Selection, StudentScores, assemble
 
 
-# Objectives that credit sampled tokens, and those that compare next-token distributions.
-_CREDITING: tuple[ObjectiveName, ...] = ("chunk_rkl", "hybrid", "prefix_jsd")
+# Objectives that compare next-token distributions.
 _COMPARING: tuple[ObjectiveName, ...] = ("exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd")
 
 
@@ -33,6 +34,7 @@ def choose_objective(args: CrossTokenizerGKDConfig, aligner: TokenizerAligner) -
     if objective == "auto":
         objective = "exact_jsd" if aligner.same_vocabulary else "chunk_rkl"
         refuse_unread(args, objective)
+        refuse_invalid(args, objective)
     if objective == "exact_jsd" and not aligner.same_vocabulary:
         raise ConfigError(
             "`objective='exact_jsd'` compares the models token by token, but the two tokenizers do not spell the same "
@@ -53,14 +55,33 @@ class Objective:
     name: ObjectiveName
     comparison: VocabComparison | None
 
-    def selection(self, args: CrossTokenizerGKDConfig, aligner: TokenizerAligner) -> Selection:
+    def selection(self, args: CrossTokenizerGKDConfig, aligner: TokenizerAligner, *, on_policy: bool) -> Selection:
         """Which chunks and tokens are trained on."""
         return Selection(
-            charge_dropped=self.name in _CREDITING and args.dropped_advantage != 0,
+            on_policy=on_policy,
+            charge_dropped=on_policy and self.name in CREDITING and args.dropped_advantage != 0,
+            imitate=not on_policy and args.crossentropy_weight > 0,
             keep_unfinished=aligner.same_vocabulary,
             one_to_one_only=args.one_to_one_only or self.name == "shared_vocab_jsd",
             max_chunk_tokens=args.max_chunk_tokens,
+            drop_whitespace=args.drop_whitespace,
         )
+
+    def score(
+        self, rollouts: Sequence[Rollout], *, teacher: LocalTeacher, selection: Selection, device: torch.device
+    ) -> MicroBatch:
+        """Have the teacher say what this objective reads of it, and put the micro-batch together."""
+        prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
+        completions = [rollout.alignment.teacher_ids for rollout in rollouts]
+        comparison = self.comparison
+        if self.name == "chunk_rkl" and not selection.on_policy:
+            # Nothing but the cross-entropy is left.
+            scores, comparison = (torch.zeros(sum(map(len, completions))), None), None
+        elif comparison is None:
+            scores = teacher.token_logps(prompts, completions), None
+        else:
+            scores = teacher.token_logps_and_states(prompts, completions)
+        return assemble(rollouts, *scores, selection, comparison, device)
 
 
 def make_objective(
@@ -75,7 +96,7 @@ def make_objective(
     Raises:
         TokenizerError: If distributions are to be compared that have no event in common.
     """
-    if name not in _COMPARING:
+    if name not in _COMPARING and args.advantage_baseline != "position":
         return Objective(name, None)
     rows = len(read_lm_head(student).weight)
     return Objective(name, VocabComparison(name, aligner, rows, teacher_head.to(args.device), args))
@@ -87,10 +108,16 @@ def student_scores(
     """One forward pass of the student over a micro-batch."""
     states, head = completion_states(student, batch.packed), read_lm_head(student)
     # Where only distributions are compared, log-probs are for the metrics.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and objective.name in (*_CREDITING, "chunk_jsd")):
+    reads_logps = objective.name in (*CREDITING, "chunk_jsd") or args.crossentropy_weight > 0
+    with torch.set_grad_enabled(torch.is_grad_enabled() and reads_logps):
         logps = token_logps(states, head, batch.packed["targets"], **args.scoring)
     if objective.comparison is None or batch.starts is None:
         return StudentScores(logps)
+    if objective.name == "chunk_rkl":
+        with torch.no_grad():
+            divergences = objective.comparison(states, head, batch.starts).divergences.to(logps.dtype)
+        baselines = torch.zeros_like(logps).index_add(0, batch.starts.tokens, -divergences)
+        return StudentScores(logps, baselines=baselines)
     return StudentScores(logps, objective.comparison(states, head, batch.starts))
 
 
@@ -100,7 +127,8 @@ def token_losses(
     """The loss of each completion token, and the sums that `RunMetrics` takes.
 
     Tokens that are neither compared nor scored nor charged get 0. The divergence of two distributions stands on the
-    first token of the chunk that begins there.
+    first token of the chunk that begins there. What the student did not write is compared and imitated; credit, which
+    is for what was sampled, is left out.
 
     Args:
         scores: From `student_scores`.
@@ -112,11 +140,13 @@ def token_losses(
     if objective.name == "chunk_jsd":
         teacher, options = batch.teacher_logps, {"beta": args.beta, "temperature": args.chunk_temperature}
         losses = chunk_jsd(scores.logps, teacher, batch.chunks, **options)
-    elif objective.name in _CREDITING:
+    elif objective.name in CREDITING and batch.selection.on_policy:
         credited = credit_tokens(scores, batch, args)
         losses, clipped = args.chunk_weight * chunk_rkl(scores.logps, credited.advantages), credited.clipped
     else:
         losses = torch.zeros_like(scores.logps)
+    if batch.selection.imitate:
+        losses = losses - args.crossentropy_weight * scores.logps
     sums = _report(scores.logps.detach(), batch, clipped)
     if batch.starts is not None and scores.compared is not None:
         divergences = scores.compared.divergences.to(losses.dtype)
@@ -128,12 +158,16 @@ def token_losses(
 def _report(
     student_logps: Float[Tensor, " tokens"], batch: MicroBatch, clipped: Bool[Tensor, " tokens"]
 ) -> dict[str, Tensor | float]:
+    covered = (batch.chunks >= 0).sum()
+    if not batch.selection.on_policy:
+        # Log-ratios of what the student did not write estimate no reverse KL.
+        return {"covered": covered, "cross_entropy": -student_logps.sum()}
     trained = chunk_sizes(batch.chunks, batch.num_chunks) > 0
     log_ratios = reverse_kl_estimate(sum_by_chunk(student_logps, batch.chunks, batch.num_chunks), batch.teacher_logps)
     ends = trained & (batch.chunk_bytes == 0)
     texts = trained & ~ends
     return {
-        "trained": (batch.chunks >= 0).sum(),
+        "covered": covered,
         "clipped": clipped.sum(),
         "log_ratio": log_ratios[texts].sum(),
         "bytes": batch.chunk_bytes[texts].sum(),

@@ -186,6 +186,8 @@ def _check_dataset(name: str, dataset: Any, collator: PromptCollator, *, custom:
             "student", collator.student_tokenizer.chat_template, collator.student_tokenizer, "chat_template_path"
         )
     collator.tokenize_row(first)
+    if collator.with_completions and name == "train_dataset":
+        collator.completion(first)
     # A stream may be endless, and reading it takes as long as training on it.
     if isinstance(dataset, Dataset):
         for _, number, row in heapq.nlargest(_LONGEST, _rows_by_length(name, dataset)):
@@ -241,6 +243,8 @@ def make_collator(
         chat_template_kwargs=args.chat_template_kwargs,
         teacher_chat_template_kwargs=args.teacher_chat_template_kwargs,
         teacher_chat_template=None if path is None else load_chat_template(path),
+        with_completions=args.lmbda < 1 and not args.seq_kd,
+        max_completion=args.max_new_tokens,
     )
 
 
@@ -268,6 +272,8 @@ def _room(side: str, context: int | None, max_new_tokens: int) -> int | None:
 
 def make_aligner(collator: PromptCollator, generation_config: GenerationConfig) -> TokenizerAligner:
     """The aligner for rollouts that end as `generation_config` says; it is given stop ids if it has none."""
+    # The parent samples without a KV cache when gradient checkpointing is on; it is off while we sample.
+    generation_config.use_cache = True
     stops = generation_config.eos_token_id
     if stops is None:
         stops = generation_config.eos_token_id = sorted(stop_ids(collator.student_tokenizer))

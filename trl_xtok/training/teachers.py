@@ -34,7 +34,7 @@ class LocalTeacher:
 
     Args:
         model: The teacher, on its device.
-        args: Say how to score: `temperature`, `block_size`, `loss_backend`.
+        args: Say how to score, in `scoring`.
 
     Attributes:
         model: The teacher, in evaluation mode.

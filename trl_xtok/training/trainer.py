@@ -7,7 +7,7 @@ by the teacher, since the number of tokens that are trained on, by which the los
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -29,6 +29,7 @@ from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .metrics import CoverageGuard, RunMetrics
 from .objective import choose_objective, make_objective, student_scores, token_losses
+from .off_policy import TeacherWriter, is_on_policy, read_completions
 from .rollouts import generate_completions, sampling_seed
 from .scoring import causal_lm, check_head, completion_logps
 from .segmentation import add_canonical_paths
@@ -41,9 +42,11 @@ from .trl_compat import (
     gkd_init,
     unwrap_model_for_generation,
 )
-from .window import MicroBatch, Rollout, StudentScores, align_rollouts, assemble
+from .window import MicroBatch, StudentScores, align_rollouts
 
 
+Mode = Literal["train", "off_policy", "eval"]
+_OFF: Mode = "off_policy"
 # Keeps evaluation from drawing what some training step draws.
 _EVALUATION = 1_000_003
 
@@ -164,8 +167,6 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
-        # The parent samples without a KV cache when gradient checkpointing is on; it is off while we sample.
-        self.generation_config.use_cache = True
         self.aligner = setup.make_aligner(collator, self.generation_config)
         loading.let_gradients_through(self.model)
         check_head(student := causal_lm(self.model), "student")
@@ -173,7 +174,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
         self.teacher_model = self.teacher.model
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
-        self._run_metrics = {"train": RunMetrics(), "eval": RunMetrics()}
+        self._written = TeacherWriter(self.teacher, collator, self.aligner, args) if args.seq_kd else read_completions
+        self._run_metrics: dict[Mode, RunMetrics] = {mode: RunMetrics() for mode in get_args(Mode)}
         self._coverage_guard = CoverageGuard(args.min_coverage)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
@@ -188,18 +190,18 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         # The first window of a run, resumed or not, finds the model as it was loaded: in evaluation mode.
         self.model.train()
         with sampling_seed(self.args.seed, self.state.global_step, self.args.process_index, device=self.args.device):
-            return self._score_window(prompts, "train")
+            return self._score_window(prompts, "train" if is_on_policy(self.args, self.state.global_step) else _OFF)
 
-    def _score_window(
-        self, prompts: Sequence[dict[str, Tensor]], mode: Literal["train", "eval"]
-    ) -> tuple[list[dict[str, Any]], Tensor]:
+    def _score_window(self, prompts: Sequence[dict[str, Tensor]], mode: Mode) -> tuple[list[dict[str, Any]], Tensor]:
         metrics = self._run_metrics[mode]
         with metrics.timed("rollout"):
-            completions = iter(self._roll_out(prompts))
+            completions = iter(self._written(prompts) if mode == _OFF else self._roll_out(prompts))
         with metrics.timed("align"):
             windows = [align_rollouts(self.aligner, batch, completions) for batch in prompts]
         with metrics.timed("teacher"):
-            batches = [self._score(rollouts) for rollouts in windows]
+            selection = self.objective.selection(self.args, self.aligner, on_policy=mode != _OFF)
+            score = partial(self.objective.score, teacher=self.teacher, selection=selection, device=self.args.device)
+            batches = [score(rollouts) for rollouts in windows]
         metrics.add_rollouts(batches)
         with metrics.timed("student"):
             trained = self._fix_window(batches, mode)
@@ -216,22 +218,15 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         ):
             return generate_completions(causal_lm(student), rows, self.generation_config, size, self.args.device)
 
-    def _score(self, rollouts: Sequence[Rollout]) -> MicroBatch:
-        prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
-        completions = [rollout.alignment.teacher_ids for rollout in rollouts]
-        selection, comparison = self.objective.selection(self.args, self.aligner), self.objective.comparison
-        if comparison is None:
-            scores = self.teacher.token_logps(prompts, completions), None
-        else:
-            scores = self.teacher.token_logps_and_states(prompts, completions)
-        return assemble(rollouts, *scores, selection, comparison, self.args.device)
-
-    def _fix_window(self, batches: Sequence[MicroBatch], mode: Literal["train", "eval"]) -> Tensor:
+    def _fix_window(self, batches: Sequence[MicroBatch], mode: Mode) -> Tensor:
         """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
         counts = self.accelerator.reduce(torch.stack([batch.counts() for batch in batches]).sum(0), "sum")
-        scored, charged, sampled = counts.tolist()
-        if mode == "train":
+        scored, charged, _, sampled = counts.tolist()
+        trained = counts[2].clamp(min=1)
+        if mode != "eval":
             self._coverage_guard.check(scored / max(sampled, 1))
+        if mode == _OFF:
+            return trained
         if self.args.segmentation == "text":
             for batch in batches:
                 add_canonical_paths(batch, partial(self._student_logps, self.model), self.args.device)
@@ -239,7 +234,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         needs_mean = self.args.advantage_baseline == "mean" or (charged and self.args.dropped_advantage == "mean")
         if needs_mean and not is_whole_step:
             fix_means(batches, partial(self._student_scores, self.model), self.args, self.accelerator)
-        return (counts[0] + counts[1]).clamp(min=1)
+        return trained
 
     # One micro-batch: the student's log-probs, the advantages, the loss.
 
@@ -256,7 +251,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         student = self.accelerator.unwrap_model(model)
         scores = call_through_wrapper(model, student, self._student_scores, student, batch)
         losses, sums = token_losses(scores, batch, self.objective, self.args)
-        self._run_metrics["train" if self.model.training else "eval"].add(sums)
+        mode = "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
+        self._run_metrics[mode].add(sums)
         # DDP averages the gradients over the ranks; the normalizer counts the tokens of all of them.
         loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
         return (loss, None) if return_outputs else loss
@@ -295,4 +291,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         """Add the metrics of the steps since the last log."""
         if self.model.training:
             logs.update(self._run_metrics["train"].collect(self.accelerator))
+            if self.args.lmbda < 1:
+                metrics = self._run_metrics[_OFF].collect(self.accelerator)
+                logs.update({f"{_OFF}/{name}": value for name, value in metrics.items()})
         super().log(logs, start_time)

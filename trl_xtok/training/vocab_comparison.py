@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..alignment.aligner import TokenizerAligner
 from ..errors import TokenizerError
-from ..objectives import EventMap, LMHead, VocabJSD, vocab_jsd
+from ..objectives import EventMap, LMHead, VocabJSD, liger_jsd, use_liger_jsd, vocab_jsd
 from .config import CrossTokenizerGKDConfig, ObjectiveName
 
 
@@ -40,12 +40,12 @@ class VocabComparison:
     """Compares next-token distributions over the events of an objective.
 
     Args:
-        objective: `exact_jsd` (all tokens), `shared_vocab_jsd` and `hybrid` (tokens with equal bytes), or `prefix_jsd`
-            (classes of tokens that begin the same texts).
+        objective: `exact_jsd` (all tokens), `shared_vocab_jsd` and `hybrid` (tokens with equal bytes), `prefix_jsd`
+            (classes of tokens that begin the same texts), or `chunk_rkl` (as `hybrid`, the reverse KL for a baseline).
         aligner: Knows both vocabularies.
         student_rows: Number of logits of the student.
         teacher_head: Its weight on the student's device.
-        args: `beta`, `temperature` and `block_size`.
+        args: `beta`, `scoring` and `loss_backend`.
 
     Attributes:
         one_to_one_only: Whether only chunks of one token on either side are compared.
@@ -62,9 +62,12 @@ class VocabComparison:
         teacher_head: LMHead,
         args: CrossTokenizerGKDConfig,
     ):
-        self.one_to_one_only = objective in ("shared_vocab_jsd", "hybrid")
+        self.one_to_one_only = objective in ("shared_vocab_jsd", "hybrid", "chunk_rkl")
         self._teacher_head = teacher_head
-        self._options = {"beta": args.beta, "temperature": args.temperature, "block_size": args.block_size}
+        # Of the other objectives Liger computes the log-probs only.
+        self._whole, self._backend = objective == "exact_jsd", args.loss_backend
+        beta = 1.0 if objective == "chunk_rkl" else args.beta
+        self._options = {"beta": beta, "temperature": args.scoring["temperature"], "block_size": args.block_size}
         device, rows = teacher_head.weight.device, (student_rows, len(teacher_head.weight))
         if objective == "exact_jsd":
             # A padded embedding has ids that mean nothing; where both are padded alike GKD counts them in.
@@ -123,6 +126,11 @@ class VocabComparison:
             head: The student's head.
             starts: Where to compare.
         """
+        if len(starts.tokens) and self._whole and self._uses_liger(states, head):
+            options = self._options
+            total = liger_jsd(states[starts.tokens], head, starts.teacher_states, self._teacher_head, **options)
+            # It knows no more than the sum, and the loss reads no more.
+            return VocabJSD((total / len(starts.tokens)).expand(len(starts.tokens)), None)
         return vocab_jsd(
             states[starts.tokens],
             head,
@@ -133,6 +141,10 @@ class VocabComparison:
             sampled=starts.events.clamp(min=0),
             **self._options,
         )
+
+    def _uses_liger(self, states: Tensor, head: LMHead) -> bool:
+        sides = (head, self._student_map), (self._teacher_head, self._teacher_map)
+        return use_liger_jsd(self._backend, states, *sides)
 
 
 def _places(chunks: Sequence[int]) -> dict[int, list[int]]:

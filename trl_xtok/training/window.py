@@ -34,6 +34,7 @@ class Rollout:
         completion_ids: The completion exactly as sampled.
         alignment: The completion in the teacher's tokens, and the chunks.
         canonical: The completion against the student's own tokenization of the same text.
+        blank_chunks: Chunks of nothing but white space.
         stopped: Whether the last token is a stop token; else the length limit cut the completion off.
     """
 
@@ -42,12 +43,25 @@ class Rollout:
     completion_ids: list[int]
     alignment: Alignment
     canonical: Alignment
+    blank_chunks: frozenset[int]
     stopped: bool
 
     @property
     def is_canonical(self) -> bool:
         """Whether the student's tokenizer would have cut the text as the student did."""
         return self.canonical.teacher_ids == self.completion_ids
+
+    def leaves_canonical(self) -> list[bool]:
+        """Whether each token is the first of a stretch in which the student cuts the text in its own way."""
+        regions = self.canonical.student_chunks
+        paths: dict[int, list[int]] = {}
+        for region, token_id in zip(self.canonical.teacher_chunks, self.canonical.teacher_ids, strict=True):
+            paths.setdefault(region, []).append(token_id)
+        own = [
+            region >= 0 and paths.get(region) != [token_id]
+            for region, token_id in zip(regions, self.completion_ids, strict=True)
+        ]
+        return [differs and not before for differs, before in zip(own, [False, *own], strict=False)]
 
 
 def align_rollouts(
@@ -67,8 +81,9 @@ def align_rollouts(
             prompt_ids,
             teacher_prompt_ids,
             completion_ids,
-            alignment=aligner.align(completion_ids),
+            alignment=(alignment := aligner.align(completion_ids)),
             canonical=aligner.canonical(completion_ids),
+            blank_chunks=aligner.blank_chunks(completion_ids, alignment),
             stopped=bool(completion_ids) and completion_ids[-1] in aligner.student_stop_ids,
         )
         for prompt_ids, teacher_prompt_ids in zip(prompts, teacher_prompts, strict=True)
@@ -109,10 +124,44 @@ class StudentScores(NamedTuple):
     Attributes:
         logps: Log-prob of each completion token, in nats.
         compared: Its next-token distributions against the teacher's, at `MicroBatch.starts`; `None` if there are none.
+        baselines: What the advantage of each token is expected to be, 0 where that is not known, without gradient;
+            `None` if that is not asked for.
     """
 
     logps: Float[Tensor, " tokens"]
     compared: VocabJSD | None = None
+    baselines: Float[Tensor, " tokens"] | None = None
+
+
+class Selection(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        on_policy: Whether the student wrote the completions.
+        charge_dropped: Whether tokens that the student made unscorable are trained on with a charge.
+        imitate: Whether every token is trained on with a cross-entropy.
+        keep_unfinished: Whether the last chunk of a completion without stop token is trained on. It is complete where
+            both sides have one tokenizer.
+        one_to_one_only: Whether to leave out chunks of more than one token on either side.
+        max_chunk_tokens: Most tokens that a chunk may have on either side; `None` for no limit.
+        drop_whitespace: Whether to leave out chunks of nothing but white space.
+    """
+
+    on_policy: bool = True
+    charge_dropped: bool = True
+    imitate: bool = False
+    keep_unfinished: bool = False
+    one_to_one_only: bool = False
+    max_chunk_tokens: int | None = None
+    drop_whitespace: bool = False
+
+    def drop_reason(self, tokens: int, *, blank: bool) -> str | None:
+        """Why a chunk with this many tokens on its longer side is left out, or `None`."""
+        if self.drop_whitespace and blank:
+            return "whitespace"
+        if self.one_to_one_only and tokens > 1:
+            return "not_one_to_one"
+        return "long_chunk" if self.max_chunk_tokens is not None and tokens > self.max_chunk_tokens else None
 
 
 @dataclass(slots=True)
@@ -125,7 +174,9 @@ class MicroBatch:
         teacher_logps: `L_T` of each chunk, in nats.
         chunk_bytes: Bytes of text in each chunk; 0 for end chunks.
         charged: Completion tokens that are charged instead of scored.
-        dropped: Reason -> number of student tokens that are not trained on.
+        leaving: Completion tokens with which the student leaves its own tokenization of the text.
+        dropped: Reason -> number of student tokens that are in no chunk that is trained on.
+        selection: What that is.
         starts: Where next-token distributions are compared; `None` if the objective compares none.
         canonical: What `segmentation="text"` needs; `None` if all rollouts are canonical.
         means: What the whole optimizer step decides; `None` if the micro-batch is all of it.
@@ -137,44 +188,24 @@ class MicroBatch:
     teacher_logps: Float[Tensor, " chunks"]
     chunk_bytes: Int[Tensor, " chunks"]
     charged: Bool[Tensor, " tokens"]
+    leaving: Bool[Tensor, " tokens"]
     dropped: Counter[str]
+    selection: Selection
     starts: ChunkStarts | None = None
     canonical: CanonicalPaths | None = None
     means: Means | None = None
     rollouts: Sequence[Rollout] = field(default=())
 
-    def counts(self) -> Int[Tensor, "3"]:
-        """Numbers of scored, charged and sampled student tokens."""
-        scored = (self.chunks >= 0).sum()
-        return torch.stack([scored, self.charged.sum(), torch.full_like(scored, len(self.chunks))])
+    def counts(self) -> Int[Tensor, "4"]:
+        """Numbers of scored, charged, trained and all completion tokens."""
+        scored, charged = (self.chunks >= 0).sum(), self.charged.sum()
+        every = torch.full_like(scored, len(self.chunks))
+        return torch.stack([scored, charged, every if self.selection.imitate else scored + charged, every])
 
     @property
     def num_chunks(self) -> int:
         """Number of chunks, trained on or not."""
         return len(self.teacher_logps)
-
-
-class Selection(NamedTuple):
-    """What is trained on.
-
-    Attributes:
-        charge_dropped: Whether tokens that the student made unscorable are trained on with a charge.
-        keep_unfinished: Whether the last chunk of a completion without stop token is trained on. It is complete where
-            both sides have one tokenizer.
-        one_to_one_only: Whether to leave out chunks of more than one token on either side.
-        max_chunk_tokens: Most tokens that a chunk may have on either side; `None` for no limit.
-    """
-
-    charge_dropped: bool = True
-    keep_unfinished: bool = False
-    one_to_one_only: bool = False
-    max_chunk_tokens: int | None = None
-
-    def drop_reason(self, tokens: int) -> str | None:
-        """Why a chunk with this many tokens on its longer side is left out, or `None`."""
-        if self.one_to_one_only and tokens > 1:
-            return "not_one_to_one"
-        return "long_chunk" if self.max_chunk_tokens is not None and tokens > self.max_chunk_tokens else None
 
 
 def assemble(
@@ -198,12 +229,14 @@ def assemble(
     """
     chunks, teacher_chunks, reasons, chunk_bytes = [], [], [], []
     unfinished: set[int] = set()
+    blank: set[int] = set()
     for rollout in rollouts:
         alignment, offset = rollout.alignment, len(chunk_bytes)
         chunks += (c + offset if c >= 0 else -1 for c in alignment.student_chunks)
         teacher_chunks += (c + offset if c >= 0 else -1 for c in alignment.teacher_chunks)
         reasons += alignment.drop_reasons
         chunk_bytes += _bytes_by_chunk(alignment)
+        blank |= {chunk + offset for chunk in rollout.blank_chunks}
         if alignment.num_chunks and not rollout.stopped and not selection.keep_unfinished:
             unfinished.add(len(chunk_bytes) - 1)
     scorer = teacher_token_logps.device
@@ -211,11 +244,9 @@ def assemble(
     scored = teacher_logps.isfinite().tolist()
     # The larger of the two counts of tokens.
     sizes = Counter(chunks) | Counter(teacher_chunks)
-    for token, chunk in enumerate(chunks):
-        if chunk < 0:
-            continue
+    for token, chunk in [(place, number) for place, number in enumerate(chunks) if number >= 0]:
         reason = "unfinished" if chunk in unfinished else None if scored[chunk] else "teacher"
-        if reason := reason or selection.drop_reason(sizes[chunk]):
+        if reason := reason or selection.drop_reason(sizes[chunk], blank=chunk in blank):
             chunks[token], reasons[token] = -1, reason
     starts = None
     if comparison is not None and teacher_states is not None:
@@ -223,12 +254,15 @@ def assemble(
         teacher_ids = [token_id for rollout in rollouts for token_id in rollout.alignment.teacher_ids]
         starts = comparison.starts((student_ids, chunks), (teacher_ids, teacher_chunks), teacher_states, device)
     charged = [selection.charge_dropped and reason in CHARGED_REASONS for reason in reasons]
+    leaving = [leaves for rollout in rollouts for leaves in rollout.leaves_canonical()]
     return MicroBatch(
         packed=pack([r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts], device),
         chunks=to_device(torch.tensor(chunks, dtype=torch.long), device),
         teacher_logps=teacher_logps.nan_to_num(0.0, 0.0, 0.0).to(device),
         chunk_bytes=to_device(torch.tensor(chunk_bytes, dtype=torch.long), device),
         charged=to_device(torch.tensor(charged, dtype=torch.bool), device),
+        leaving=to_device(torch.tensor(leaving, dtype=torch.bool), device),
+        selection=selection,
         dropped=Counter(reason for reason in reasons if reason is not None),
         starts=starts,
         rollouts=rollouts,

@@ -1,0 +1,1 @@
+"""Does it learn? See `__main__`."""

@@ -1,0 +1,125 @@
+"""Before the arms: the teachers, what the teacher writes, and a cold-started student for each seed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .arms import MAX_NEW_TOKENS, Setting, fine_tune
+from .models import STUDENT, TEACHER, load, new_model, save, tokenizers
+from .tasks import Problem, problems
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much is spent before the arms.
+
+    Attributes:
+        teacher_steps: Of a teacher's training from scratch.
+        student_steps: Of a student's cold start.
+        student_texts: Different texts of the teacher that a cold start reads.
+        written: Texts that the teacher writes for the arm that reads them.
+    """
+
+    teacher_steps: int
+    student_steps: int
+    student_texts: int
+    written: int
+
+
+def prepare(folder: Path, task: str, seeds: Sequence[int], amounts: Amounts) -> None:
+    """Make what is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, side in (("teacher", "teacher"), ("teacher_same", "student")):
+        if not (folder / name).exists():
+            _train_teacher(folder, name, side, task, amounts.teacher_steps)
+    if not (folder / "written.jsonl").exists():
+        _write(folder, task, amounts)
+    for seed in seeds:
+        if not (folder / f"student-{seed}").exists():
+            _cold_start(folder, task, seed, amounts)
+
+
+def _train_teacher(folder: Path, name: str, side: str, task: str, steps: int) -> None:
+    tokenizer = tokenizers(task)[side]
+    save(new_model(tokenizer, TEACHER, seed=7), tokenizer, folder / f"{name}-untrained")
+    source = islice(problems(task, name, held_out=False), 64 * steps)
+    rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.solution} for p in source])
+    setting = Setting(folder, task, 7, steps, 3e-3)
+    trainer = fine_tune(folder / f"{name}-untrained", rows, {**setting.arguments(), "per_device_train_batch_size": 64})
+    trainer.train()
+    save(trainer.model, tokenizer, folder / name)
+    print(f"{task}, {name}: accuracy {accuracy(trainer.model, tokenizer, task):.3f}", flush=True)
+
+
+def _write(folder: Path, task: str, amounts: Amounts) -> None:
+    """Texts of the teacher, sampled as a student samples; the first ones are for the cold start."""
+    model, tokenizer = load(folder / "teacher")
+    source = list(islice(problems(task, "written", held_out=False), amounts.student_texts + amounts.written))
+    rows, flops = [], 0
+    for start in range(0, len(source), 512):
+        prompts = [problem.prompt for problem in source[start : start + 512]]
+        with FlopCounterMode(display=False) as counter:
+            texts = write(model, tokenizer, prompts, task, do_sample=True)
+        flops += counter.get_total_flops()
+        rows += [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=True) if text]
+    cold, fresh = rows[: amounts.student_texts], rows[amounts.student_texts :]
+    (folder / "flops_per_text.json").write_text(json.dumps(flops / len(source)))
+    _dump(cold, folder / "cold_start.jsonl")
+    _dump(fresh, folder / "written.jsonl")
+
+
+def _cold_start(folder: Path, task: str, seed: int, amounts: Amounts) -> None:
+    tokenizer = tokenizers(task)["student"]
+    save(new_model(tokenizer, STUDENT, seed), tokenizer, folder / f"untrained-{seed}")
+    rows = Dataset.from_json(str(folder / "cold_start.jsonl"), cache_dir=str(folder / "cache"))
+    setting = Setting(folder, task, seed, amounts.student_steps, 3e-3)
+    trainer = fine_tune(folder / f"untrained-{seed}", rows, setting.arguments())
+    trainer.train()
+    save(trainer.model, tokenizer, folder / f"student-{seed}")
+    print(f"{task}, student {seed}: accuracy {accuracy(trainer.model, tokenizer, task):.3f}", flush=True)
+
+
+def _dump(rows: Sequence[dict[str, str]], path: Path) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def exam(task: str) -> list[Problem]:
+    """The held-out problems on which accuracy is measured."""
+    return list(islice(problems(task, "exam", held_out=True), 400))
+
+
+def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: str) -> float:
+    """Share of the exam's problems that a model solves, decoding greedily."""
+    asked = exam(task)
+    texts = write(model, tokenizer, [problem.prompt for problem in asked], task, do_sample=False)
+    return sum(problem.is_solved_by(text) for problem, text in zip(asked, texts, strict=True)) / len(asked)
+
+
+@torch.no_grad()
+def write(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], task: str, **options: Any
+) -> list[str]:
+    """What a model writes after prompts; empty where it does not come to an end."""
+    was_training = model.training
+    model.eval()
+    inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
+    config = GenerationConfig(
+        max_new_tokens=MAX_NEW_TOKENS[task] + 16,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        top_k=0,
+        **options,
+    )
+    written = model.generate(**inputs, generation_config=config)[:, inputs.input_ids.shape[1] :]
+    model.train(was_training)
+    ended = (written == tokenizer.eos_token_id).any(1).tolist()
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [text if end else "" for text, end in zip(texts, ended, strict=True)]

@@ -1,0 +1,54 @@
+"""Arguments that belong to some objectives only, and arguments that contradict each other."""
+
+import pytest
+
+from trl_xtok import CrossTokenizerGKDConfig
+from trl_xtok.errors import ConfigError
+
+
+def config(**changes) -> CrossTokenizerGKDConfig:
+    return CrossTokenizerGKDConfig("out", **changes)
+
+
+@pytest.mark.parametrize(
+    ("objective", "name", "value"),
+    [
+        ("auto", "chunk_weight", 0.5),
+        ("chunk_rkl", "beta", 1.0),
+        ("chunk_rkl", "chunk_temperature", 2.0),
+        ("exact_jsd", "credit", "uniform"),
+        ("exact_jsd", "max_chunk_tokens", 4),
+        ("shared_vocab_jsd", "one_to_one_only", True),
+        ("shared_vocab_jsd", "chunk_weight", 0.5),
+        ("hybrid", "segmentation", "text"),
+        ("prefix_jsd", "chunk_temperature", 2.0),
+        ("prefix_jsd", "one_to_one_only", True),
+        ("chunk_jsd", "credit", "additive"),
+        ("chunk_jsd", "segmentation", "text"),
+        ("chunk_jsd", "advantage_clip", 3.0),
+        ("chunk_jsd", "advantage_baseline", "mean"),
+        ("chunk_jsd", "canonical_guard", 1.0),
+        ("chunk_jsd", "dropped_advantage", -1.0),
+    ],
+)
+def test_an_argument_that_the_objective_does_not_read_is_refused(objective, name, value):
+    with pytest.raises(ConfigError, match=f"`{name}={value!r}` has no effect on `objective='{objective}'`"):
+        config(objective=objective, **{name: value})
+
+
+def test_two_names_of_the_length_of_a_completion():
+    assert config().max_new_tokens == 128
+    assert config(max_completion_length=7).max_new_tokens == 7
+    assert config(max_completion_length=7, max_new_tokens=7).max_new_tokens == 7
+    with pytest.raises(ConfigError, match="`max_completion_length=7` and `max_new_tokens=9` are two names"):
+        config(max_completion_length=7, max_new_tokens=9)
+    with pytest.raises(ConfigError, match="`max_new_tokens` must be a whole number"):
+        config(max_completion_length=0)
+
+
+@pytest.mark.parametrize("objective", ["chunk_rkl", "hybrid", "prefix_jsd"])
+def test_samples_are_credited_by_the_distribution_they_were_drawn_from(objective):
+    with pytest.raises(ConfigError, match=r"`scoring_temperature=1.0` differs from `temperature=0.8`"):
+        config(objective=objective, temperature=0.8, scoring_temperature=1.0)
+    assert config(objective=objective, temperature=0.8, scoring_temperature=0.8).scoring["temperature"] == 0.8
+    assert config(objective="chunk_jsd", temperature=0.8, scoring_temperature=2.0).scoring["temperature"] == 2.0

@@ -1,0 +1,219 @@
+"""Optimizer steps that train on completions of the dataset or of the teacher."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests import real_tokenizers
+from tests.conversion import printable_bytes
+from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, stop, text
+from tests.training.reference import Reference, token_logps
+from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
+from trl_xtok.errors import ConfigError, DataError
+from trl_xtok.training.off_policy import is_on_policy
+
+
+@pytest.fixture
+def build(tmp_path, padded_student_path, teacher_path):
+    def build_trainer(teacher=teacher_path, dataset=None, **changes):
+        settings = {"lmbda": 0.0, "max_new_tokens": 40} | changes
+        rows = {"prompt": PROMPTS, "completion": [f" {prompt} again, 2024 times.\n" for prompt in PROMPTS]}
+        return tiny_trainer(
+            padded_student_path,
+            teacher,
+            tiny_args(tmp_path, **settings),
+            trainer_class=FixedTrainer,
+            train_dataset=Dataset.from_dict(rows) if dataset is None else dataset,
+        )
+
+    return build_trainer
+
+
+def window(trainer, rows, batch_size=3):
+    trainer.model.train()
+    batches = [trainer.data_collator(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+    return trainer._score_window(batches, "off_policy")
+
+
+def gradients_of(trainer, rows, batch_size=3):
+    trainer.model.zero_grad()
+    micro_batches, trained = window(trainer, rows, batch_size)
+    losses = []
+    for inputs in micro_batches:
+        losses.append(trainer.compute_loss(trainer.model, inputs, num_items_in_batch=trained))
+        losses[-1].backward()
+    return sum(losses).detach(), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def test_the_coin_is_that_of_the_step(tmp_path):
+    half = tiny_args(tmp_path, lmbda=0.5, objective="chunk_jsd")
+    flips = [is_on_policy(half, step) for step in range(2000)]
+    assert 0.45 < sum(flips) / len(flips) < 0.55
+    assert flips == [is_on_policy(half, step) for step in range(2000)]
+    assert flips != [
+        is_on_policy(tiny_args(tmp_path, lmbda=0.5, objective="chunk_jsd", seed=1), s) for s in range(2000)
+    ]
+    assert not any(is_on_policy(tiny_args(tmp_path, lmbda=0.0, objective="chunk_jsd"), step) for step in range(100))
+    assert all(is_on_policy(tiny_args(tmp_path), step) for step in range(100))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100], ids=["micro-batches of one", "ragged", "one micro-batch"])
+def test_cross_entropy_alone_is_that_of_the_completion(build, batch_size):
+    """What `SFTTrainer` trains on: the mean over the tokens after the prompt, with the end of the text."""
+    trainer = build(objective="chunk_rkl", crossentropy_weight=0.7)
+    rows = list(trainer.train_dataset)
+    actual, gradients = gradients_of(trainer, rows, batch_size)
+    reference, logps = Reference(trainer), []
+    for row in rows:
+        prompt_ids, _ = reference.tokenize(row["prompt"])
+        whole = trainer.processing_class.encode(row["prompt"] + row["completion"], add_special_tokens=False)
+        ids = whole[len(prompt_ids) :] + stop()
+        assert whole[: len(prompt_ids)] == prompt_ids
+        logps.append(token_logps(reference.student, prompt_ids, ids))
+    expected = -0.7 * torch.cat(logps).mean()
+    expected.backward()
+    torch.testing.assert_close(actual, expected.detach().float(), atol=1e-5, rtol=1e-5)
+    for name, gradient in reference.gradients().items():
+        torch.testing.assert_close(gradients[name], gradient.float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["chunk_jsd", "shared_vocab_jsd", "prefix_jsd", "hybrid"])
+def test_divergences_are_those_of_the_same_text_as_a_rollout(build, objective):
+    """And credit, which holds for samples only, is left out: a `chunk_weight` of 0 makes the rollouts equal."""
+    trainer = build(objective=objective)
+    rows = list(trainer.train_dataset)
+    actual, gradients = gradients_of(trainer, rows)
+    credited = objective in ("prefix_jsd", "hybrid")
+    sampled = build(objective=objective, lmbda=1.0, **({"chunk_weight": 0.0} if credited else {}))
+    sampled.rollouts = {row["prompt"]: trainer.data_collator.completion(row) for row in rows}
+    expected, expected_gradients = loss_and_gradients(sampled, PROMPTS, 3)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-6, rtol=1e-5)
+
+
+def test_divergence_and_cross_entropy_add_up(build):
+    rows = list(build(objective="chunk_jsd").train_dataset)
+    both = gradients_of(build(objective="chunk_jsd", crossentropy_weight=0.3), rows)[0]
+    divergence = gradients_of(build(objective="chunk_jsd"), rows)[0]
+    cross_entropy = gradients_of(build(objective="chunk_rkl", crossentropy_weight=0.3), rows)[0]
+    trainer = build(objective="chunk_jsd")
+    counts = sum(inputs["micro_batch"].counts() for inputs in window(trainer, rows)[0])
+    # Every token is imitated, but not every token is in a chunk.
+    torch.testing.assert_close(both, divergence * counts[0] / counts[3] + cross_entropy, atol=1e-5, rtol=1e-5)
+
+
+def test_conversations_go_on_as_the_template_does(build):
+    chats = [
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello <b>you</b>!"}],
+        [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}],
+    ]
+    trainer = build(dataset=Dataset.from_dict({"messages": chats}), objective="chunk_jsd")
+    expected = [text("Hello <b>you</b>!") + stop(), text("4") + stop()]
+    assert [trainer.data_collator.completion({"messages": chat}) for chat in chats] == expected
+    split = [{"prompt": chat[:1], "completion": chat[1:]} for chat in chats]
+    assert [trainer.data_collator.completion(row) for row in split] == expected
+    batch = trainer.data_collator([{"messages": chat} for chat in chats])
+    assert batch["completions"].shape == batch["completion_attention_mask"].shape == (2, max(map(len, expected)))
+
+
+def test_a_completion_that_would_change_the_prompts_last_token_is_encoded_apart(build):
+    trainer = build(objective="chunk_jsd")
+    ids = trainer.data_collator.completion({"prompt": "The capital of Franc", "completion": "e is Paris."})
+    assert ids == text("e is Paris.") + stop()
+    assert text("The capital of France")[:-1] != text("The capital of Franc")
+
+
+def test_long_completions_are_cut(build):
+    trainer = build(objective="chunk_jsd", max_new_tokens=5)
+    assert len(trainer.data_collator.completion({"prompt": "Hi", "completion": " one two three four five six"})) == 5
+
+
+def test_a_mixed_run_logs_both_kinds_of_steps(build):
+    trainer = build(objective="prefix_jsd", lmbda=0.5, crossentropy_weight=0.1, max_steps=6, max_new_tokens=6)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    on_policy = [is_on_policy(trainer.args, step) for step in range(6)]
+    assert {True, False} == set(on_policy)
+    assert ["xtok/coverage" in log for log in logs] == on_policy
+    off = [log for log in logs if "off_policy/xtok/coverage" in log]
+    assert len(off) == on_policy.count(False)
+    for log in off:
+        assert log["off_policy/xtok/cross_entropy"] > 0
+        assert log["off_policy/xtok/vocab_jsd"] > 0
+        assert log["off_policy/xtok/coverage"] > 0.8
+        assert "off_policy/xtok/reverse_kl_per_byte" not in log
+
+
+def test_the_teacher_writes(build, teacher_path):
+    """Its text, spelled in the student's own tokens, ends with the student's stop token where the teacher stopped."""
+    trainer = build(
+        objective="chunk_jsd", seq_kd=True, max_new_tokens=30, dataset=Dataset.from_dict({"prompt": PROMPTS})
+    )
+    batch = trainer.data_collator([{"prompt": prompt} for prompt in PROMPTS])
+    assert "completions" not in batch
+    torch.manual_seed(3)
+    written = trainer._written([batch])
+    assert len(written) == len(PROMPTS)
+    assert all(0 < len(ids) <= 30 for ids in written)
+    writer, teacher = trainer._written, real_tokenizers.mistral1()
+    content = " 4, that is 你好 4."
+    ids = teacher.encode(content, add_special_tokens=False)
+    assert (
+        trainer.processing_class.decode(writer._for_student([*ids, teacher.eos_token_id])[:-1]).strip()
+        == content.strip()
+    )
+    assert writer._for_student([*ids, teacher.eos_token_id])[-1:] == stop()
+    assert writer._for_student(ids)[-1:] != stop()
+    trainer.train()
+    assert "off_policy/xtok/coverage" in next(log for log in trainer.state.log_history if "loss" in log)
+
+
+def test_what_the_teacher_wrote_ends_where_the_student_cannot_spell_it(build):
+    writer, teacher = build(objective="chunk_jsd", seq_kd=True)._written, real_tokenizers.mistral1()
+    one, two = (teacher.encode(word, add_special_tokens=False) for word in ("one", "two"))
+    no_byte = teacher.convert_tokens_to_ids("<0xF5>")
+    assert printable_bytes()[0xF5] not in real_tokenizers.smollm2().get_vocab()
+    assert writer._for_student([*one, no_byte, *two, teacher.eos_token_id]) == text(" one")
+    assert writer._for_student([no_byte, *two]) == []
+    assert writer._for_student([len(teacher) + 7, *two]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "chunk_rkl"}, "`lmbda=0.5` leaves optimizer steps to completions"),
+        ({"objective": "chunk_jsd", "crossentropy_weight": 0.1, "temperature": 0.8}, "at temperature 1"),
+        ({"objective": "chunk_jsd", "crossentropy_weight": 0.1, "lmbda": 1.0}, "`lmbda=1.0`"),
+        ({"objective": "chunk_jsd", "crossentropy_weight": -0.1}, "`crossentropy_weight` must be finite"),
+        ({"objective": "chunk_jsd", "seq_kd": True, "lmbda": 1.0}, "`seq_kd=True` has no effect"),
+    ],
+)
+def test_off_policy_steps_that_would_train_on_nothing_are_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_args(tmp_path, **{"lmbda": 0.5} | changes)
+
+
+def test_what_auto_chooses_must_have_something_to_train_on(build, same_tokenizer_teacher_path):
+    with pytest.raises(ConfigError, match="`objective='chunk_rkl'` holds for its own ones only"):
+        build(objective="auto")
+    assert build(same_tokenizer_teacher_path, objective="auto").objective.name == "exact_jsd"
+
+
+def test_prompts_to_evaluate_on_need_no_completion(build):
+    trainer = build(objective="chunk_jsd", max_new_tokens=4)
+    assert trainer.evaluate(Dataset.from_dict({"prompt": PROMPTS}))["eval_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"prompt": ["Hi"]},
+        {"prompt": ["Hi"], "completion": [""]},
+        {"messages": [[{"role": "user", "content": "Hi"}]]},
+    ],
+)
+def test_rows_without_a_completion_are_refused(build, rows):
+    with pytest.raises(DataError, match="trains on the dataset's completions"):
+        build(objective="chunk_jsd", dataset=Dataset.from_dict(rows))

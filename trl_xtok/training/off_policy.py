@@ -1,0 +1,93 @@
+"""Steps that do not train on rollouts: which ones they are, and what the teacher writes for them."""
+
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from torch import Tensor
+from transformers import GenerationConfig
+
+from ..alignment.aligner import TokenizerAligner
+from ..alignment.templates import end_of_turn_id, stop_ids
+from .config import CrossTokenizerGKDConfig
+from .data import PromptCollator, unpad
+from .rollouts import generate_completions
+from .scoring import causal_lm
+from .teachers import LocalTeacher
+
+
+def is_on_policy(args: CrossTokenizerGKDConfig, step: int) -> bool:
+    """Whether the student writes the completions of an optimizer step: `lmbda` says how often.
+
+    The same on every rank and in a run that was resumed.
+    """
+    return Random(f"{args.seed} {step}").random() < args.lmbda
+
+
+def read_completions(batches: Sequence[Mapping[str, Tensor]]) -> list[list[int]]:
+    """The dataset's completion for each prompt of the batches, which [`PromptCollator`] made."""
+    return _rows(batches, "completions", "completion_attention_mask")
+
+
+class TeacherWriter:
+    """Lets the teacher write (`seq_kd`), in its own tokens and after its own prompt, and spells it for the student.
+
+    Args:
+        teacher: Who writes.
+        collator: Knows both tokenizers.
+        student_aligner: Knows with which tokens the student ends a completion.
+        args: `temperature` and `max_new_tokens`, which bounds the tokens of either side.
+    """
+
+    def __init__(
+        self,
+        teacher: LocalTeacher,
+        collator: PromptCollator,
+        student_aligner: TokenizerAligner,
+        args: CrossTokenizerGKDConfig,
+    ):
+        self._teacher, self._args = teacher, args
+        stops = stop_ids(collator.teacher_tokenizer, chat_template=collator.teacher_chat_template)
+        self._aligner = TokenizerAligner(
+            collator.teacher_tokenizer,
+            collator.student_tokenizer,
+            student_stop_ids=stops,
+            teacher_end_id=_end_id(collator, student_aligner),
+        )
+        self._generation_config = GenerationConfig(
+            max_new_tokens=args.max_new_tokens,
+            do_sample=True,
+            temperature=args.temperature,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=sorted(stops) or None,
+            # Masked out wherever it stands.
+            pad_token_id=0,
+        )
+
+    def __call__(self, batches: Sequence[Mapping[str, Tensor]]) -> list[list[int]]:
+        """A completion in the student's tokens for each prompt of the batches, which [`PromptCollator`] made."""
+        prompts = _rows(batches, "teacher_prompts", "teacher_prompt_attention_mask")
+        batch_size = self._args.generation_batch_size or self._args.per_device_train_batch_size
+        model = causal_lm(self._teacher.model)
+        device = model.get_input_embeddings().weight.device
+        written = generate_completions(model, prompts, self._generation_config, batch_size, device)
+        return [self._for_student(ids) for ids in written]
+
+    def _for_student(self, teacher_ids: Sequence[int]) -> list[int]:
+        alignment = self._aligner.align(teacher_ids)
+        # A text with a hole in it is not what the teacher wrote; what stands before the hole is.
+        holes = (place for place, reason in enumerate(alignment.drop_reasons) if reason not in (None, "no_text"))
+        if (hole := next(holes, None)) is not None:
+            alignment = self._aligner.align(teacher_ids[:hole])
+        return alignment.teacher_ids[: self._args.max_new_tokens]
+
+
+def _rows(batches: Sequence[Mapping[str, Tensor]], ids: str, mask: str) -> list[list[int]]:
+    return [row for batch in batches for row in unpad(batch[ids], batch[mask])]
+
+
+def _end_id(collator: PromptCollator, student_aligner: TokenizerAligner) -> int | None:
+    """The token with which the student is to end: the one its template writes, if sampling stops there."""
+    stops = student_aligner.student_stop_ids
+    own = end_of_turn_id(collator.student_tokenizer)
+    return own if own in stops else min(stops, default=None)
