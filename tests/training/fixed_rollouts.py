@@ -65,10 +65,11 @@ class FixedTrainer(CrossTokenizerGKDTrainer):
 
     Attributes:
         rollouts: The completion of each plain-text prompt, or `None` to sample.
-        sampled: The completions of the last window.
+        sampled: The completions of the last window that was on-policy.
     """
 
     rollouts: dict[str, list[int]] | None = None
+    sampled: Sequence[list[int]] = ()
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
         if self.rollouts is None:

@@ -240,7 +240,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward on one micro-batch; its rollouts are sampled already."""
-        with self._run_metrics["train"].timed("student"):
+        with self._metrics_of(inputs["micro_batch"]).timed("student"):
             return SFTTrainer.training_step(self, model, inputs, num_items_in_batch)
 
     def compute_loss(
@@ -251,11 +251,14 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         student = self.accelerator.unwrap_model(model)
         scores = call_through_wrapper(model, student, self._student_scores, student, batch)
         losses, sums = token_losses(scores, batch, self.objective, self.args)
-        mode = "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
-        self._run_metrics[mode].add(sums)
+        self._metrics_of(batch).add(sums)
         # DDP averages the gradients over the ranks; the normalizer counts the tokens of all of them.
         loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
         return (loss, None) if return_outputs else loss
+
+    def _metrics_of(self, batch: MicroBatch) -> RunMetrics:
+        mode = "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
+        return self._run_metrics[mode]
 
     def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:
         with self.accelerator.autocast():

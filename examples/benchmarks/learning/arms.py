@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from datasets import Dataset
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 
 from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
 from trl_xtok.alignment.aligner import Alignment, TokenizerAligner
@@ -92,7 +92,9 @@ def fine_tune(student: Path, rows: Dataset, arguments: dict[str, Any]) -> Traine
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load(student)
-    return SFTTrainer(model, args=SFTConfig(**arguments), train_dataset=rows, processing_class=tokenizer)
+    trainer = SFTTrainer(model, args=SFTConfig(**arguments), train_dataset=rows, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def sft(setting: Setting) -> Trainer:
@@ -182,7 +184,7 @@ def _arm(build: Callable[..., Trainer], **options: Any) -> Arm:
 
 _REVERSE: dict[str, Any] = {"beta": 1.0}
 ARMS: dict[str, Arm] = {
-    "SFT on the teacher's texts": Arm(sft, longer=8),
+    "SFT on the teacher's texts": Arm(sft, longer=6),
     "TRL GOLD, observed merge": _arm(gold, merge="observed"),
     "TRL GOLD, bayesian merge": _arm(gold, merge="bayesian"),
     "chunk_rkl, proportional": _arm(ours, credit="proportional"),

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .arms import MAX_NEW_TOKENS, Setting, fine_tune
+from .arms import BATCH, MAX_NEW_TOKENS, Setting, fine_tune
 from .models import STUDENT, TEACHER, load, new_model, save, tokenizers
 from .tasks import Problem, problems
 
@@ -50,10 +50,10 @@ def prepare(folder: Path, task: str, seeds: Sequence[int], amounts: Amounts) -> 
 def _train_teacher(folder: Path, name: str, side: str, task: str, steps: int) -> None:
     tokenizer = tokenizers(task)[side]
     save(new_model(tokenizer, TEACHER, seed=7), tokenizer, folder / f"{name}-untrained")
-    source = islice(problems(task, name, held_out=False), 64 * steps)
+    source = islice(problems(task, name, held_out=False), BATCH * steps)
     rows = Dataset.from_list([{"prompt": p.prompt, "completion": p.solution} for p in source])
     setting = Setting(folder, task, 7, steps, 3e-3)
-    trainer = fine_tune(folder / f"{name}-untrained", rows, {**setting.arguments(), "per_device_train_batch_size": 64})
+    trainer = fine_tune(folder / f"{name}-untrained", rows, setting.arguments())
     trainer.train()
     save(trainer.model, tokenizer, folder / name)
     print(f"{task}, {name}: accuracy {accuracy(trainer.model, tokenizer, task):.3f}", flush=True)
@@ -67,7 +67,7 @@ def _write(folder: Path, task: str, amounts: Amounts) -> None:
     for start in range(0, len(source), 512):
         prompts = [problem.prompt for problem in source[start : start + 512]]
         with FlopCounterMode(display=False) as counter:
-            texts = write(model, tokenizer, prompts, task, do_sample=True)
+            texts = write(model, tokenizer, prompts, task, do_sample=True, top_k=0)
         flops += counter.get_total_flops()
         rows += [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=True) if text]
     cold, fresh = rows[: amounts.student_texts], rows[amounts.student_texts :]
@@ -115,7 +115,6 @@ def write(
         max_new_tokens=MAX_NEW_TOKENS[task] + 16,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        top_k=0,
         **options,
     )
     written = model.generate(**inputs, generation_config=config)[:, inputs.input_ids.shape[1] :]
