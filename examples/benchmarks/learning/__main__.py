@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from .arms import ARMS, BATCH, Setting
+from .arms import ARMS, BATCH, TEACHER_NAME, Setting
 from .prepare import Amounts, prepare
 from .report import draw, tables
 from .runs import Run, run_arm
@@ -49,7 +49,8 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         waiting = []
         for task in arguments.task:
-            prepare(arguments.output / task, task, arguments.seeds, amounts)
+            teachers = {TEACHER_NAME, *(ARMS[name].teacher for name in arguments.only)}
+            prepare(arguments.output / task, task, arguments.seeds, amounts, teachers)
             for seed, name in product(arguments.seeds, arguments.only):
                 for rate in arguments.learning_rate or [ARMS[name].learning_rate]:
                     setting = Setting(arguments.output / task, task, seed, arguments.steps, rate)

@@ -19,6 +19,8 @@ from .tasks import problems
 
 
 BATCH = 32
+# Folders of the teachers: with a tokenizer of its own, and with the student's.
+TEACHER_NAME, SAME_TOKENIZER = "teacher", "teacher_same"
 MAX_NEW_TOKENS = {"digits": 64, "words": 72}
 
 
@@ -80,11 +82,13 @@ class Arm:
         build: Makes the trainer, rollouts, loss and all.
         learning_rate: At its peak.
         longer: How many times as many steps as the others it takes.
+        teacher: Which teacher it learns from.
     """
 
     build: Callable[[Setting], Trainer]
     learning_rate: float = 3e-4
     longer: int = 1
+    teacher: str = TEACHER_NAME
 
 
 def fine_tune(student: Path, rows: Dataset, arguments: dict[str, Any]) -> Trainer:
@@ -104,7 +108,7 @@ def sft(setting: Setting) -> Trainer:
     return fine_tune(setting.student, rows, setting.arguments())
 
 
-def ours(setting: Setting, *, teacher: str = "teacher", **options: Any) -> CrossTokenizerGKDTrainer:
+def ours(setting: Setting, *, teacher: str = TEACHER_NAME, **options: Any) -> CrossTokenizerGKDTrainer:
     """Our trainer with what it takes from its defaults, but for `options`."""
     (model, tokenizer), (teacher_model, teacher_tokenizer) = load(setting.student), load(setting.folder / teacher)
     config = CrossTokenizerGKDConfig(
@@ -125,7 +129,7 @@ def gold(setting: Setting, *, merge: str) -> Trainer:
     from trl.experimental.gold import GOLDConfig, GOLDTrainer
 
     model, tokenizer = load(setting.student)
-    # The answer is replaced by a sample.
+    # Samples take the place of the answers.
     chats = [
         [{"role": "user", "content": prompt}, {"role": "assistant", "content": "?"}] for prompt in setting.prompts()
     ]
@@ -138,11 +142,11 @@ def gold(setting: Setting, *, merge: str) -> Trainer:
         use_uld_loss=True,
         uld_use_hybrid_loss=True,
         uld_token_merge_strategy=merge,
-        teacher_tokenizer_name_or_path=str(setting.folder / "teacher"),
+        teacher_tokenizer_name_or_path=str(setting.folder / TEACHER_NAME),
     )
     return GOLDTrainer(
         model,
-        teacher_model=load(setting.folder / "teacher")[0],
+        teacher_model=load(setting.folder / TEACHER_NAME)[0],
         args=config,
         train_dataset=Dataset.from_dict({"messages": chats}),
         processing_class=tokenizer,
@@ -201,5 +205,7 @@ ARMS: dict[str, Arm] = {
     "shared_vocab_jsd": _arm(ours, objective="shared_vocab_jsd", **_REVERSE),
     "hybrid": _arm(ours, objective="hybrid", **_REVERSE),
     "prefix_jsd": _arm(ours, objective="prefix_jsd", **_REVERSE),
-    "one tokenizer: exact_jsd": _arm(ours, teacher="teacher_same", objective="exact_jsd", **_REVERSE),
+    "one tokenizer: exact_jsd": Arm(
+        partial(ours, teacher=SAME_TOKENIZER, objective="exact_jsd", **_REVERSE), teacher=SAME_TOKENIZER
+    ),
 }

@@ -1,7 +1,7 @@
 """Before the arms: the teachers, what the teacher writes, and a cold-started student for each seed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .arms import BATCH, MAX_NEW_TOKENS, Setting, fine_tune
+from .arms import BATCH, MAX_NEW_TOKENS, SAME_TOKENIZER, TEACHER_NAME, Setting, fine_tune
 from .models import STUDENT, TEACHER, load, new_model, save, tokenizers
 from .tasks import Problem, problems
 
@@ -34,11 +34,11 @@ class Amounts:
     written: int
 
 
-def prepare(folder: Path, task: str, seeds: Sequence[int], amounts: Amounts) -> None:
-    """Make what is not there yet."""
+def prepare(folder: Path, task: str, seeds: Sequence[int], amounts: Amounts, teachers: Collection[str]) -> None:
+    """Make what is not there yet, of the teachers no others than `teachers`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, side in (("teacher", "teacher"), ("teacher_same", "student")):
-        if not (folder / name).exists():
+    for name, side in ((TEACHER_NAME, "teacher"), (SAME_TOKENIZER, "student")):
+        if name in teachers and not (folder / name).exists():
             _train_teacher(folder, name, side, task, amounts.teacher_steps)
     if not (folder / "written.jsonl").exists():
         _write(folder, task, amounts)
