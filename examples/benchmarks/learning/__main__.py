@@ -32,8 +32,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, nargs="+", help="instead of each arm's own; all are tried")
     parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME")
     parser.add_argument("--teacher-steps", type=int, default=2000)
-    parser.add_argument("--student-steps", type=int, default=300)
-    parser.add_argument("--student-texts", type=int, default=1000, help="that a student has read before the arms")
+    parser.add_argument("--student-texts", type=int, default=4000, help="that a student has read before the arms")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, on one core each")
     parser.add_argument("--output", type=Path, default=Path("out/learning"))
     parser.add_argument("--charts", type=Path, default=Path("docs"), help="folder for benchmark_learning_*.svg")
@@ -44,7 +43,7 @@ def main() -> None:
     """Prepare the models, run what is missing, print the tables, draw the charts."""
     arguments = read_arguments()
     written = BATCH * arguments.steps * max(arm.longer for arm in ARMS.values())
-    amounts = Amounts(arguments.teacher_steps, arguments.student_steps, arguments.student_texts, written)
+    amounts = Amounts(arguments.teacher_steps, arguments.student_texts, written)
     paths: dict[str, list[Path]] = {task: [] for task in arguments.task}
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         waiting = []

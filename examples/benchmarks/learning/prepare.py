@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,19 +18,21 @@ from .models import STUDENT, TEACHER, load, new_model, save, tokenizers
 from .tasks import Problem, problems
 
 
+# Enough to solve two problems of three; a student that can do little learns little from its own samples.
+COLD_START_STEPS = {"digits": 560, "words": 340}
+
+
 @dataclass(frozen=True, slots=True)
 class Amounts:
     """How much is spent before the arms.
 
     Attributes:
         teacher_steps: Of a teacher's training from scratch.
-        student_steps: Of a student's cold start.
         student_texts: Different texts of the teacher that a cold start reads.
         written: Texts that the teacher writes for the arm that reads them.
     """
 
     teacher_steps: int
-    student_steps: int
     student_texts: int
     written: int
 
@@ -44,7 +47,7 @@ def prepare(folder: Path, task: str, seeds: Sequence[int], amounts: Amounts, tea
         _write(folder, task, amounts)
     for seed in seeds:
         if not (folder / f"student-{seed}").exists():
-            _cold_start(folder, task, seed, amounts)
+            _cold_start(folder, task, seed)
 
 
 def _train_teacher(folder: Path, name: str, side: str, task: str, steps: int) -> None:
@@ -63,24 +66,25 @@ def _write(folder: Path, task: str, amounts: Amounts) -> None:
     """Texts of the teacher, sampled as a student samples; the first ones are for the cold start."""
     model, tokenizer = load(folder / "teacher")
     source = list(islice(problems(task, "written", held_out=False), amounts.student_texts + amounts.written))
-    rows, flops = [], 0
+    rows, flops_per_text = [], 0.0
     for start in range(0, len(source), 512):
         prompts = [problem.prompt for problem in source[start : start + 512]]
-        with FlopCounterMode(display=False) as counter:
+        # Counting slows it down, and one batch is like the other.
+        with FlopCounterMode(display=False) if start == 0 else nullcontext() as counter:
             texts = write(model, tokenizer, prompts, task, do_sample=True, top_k=0)
-        flops += counter.get_total_flops()
+        flops_per_text = counter.get_total_flops() / len(prompts) if counter else flops_per_text
         rows += [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=True) if text]
     cold, fresh = rows[: amounts.student_texts], rows[amounts.student_texts :]
-    (folder / "flops_per_text.json").write_text(json.dumps(flops / len(source)))
+    (folder / "flops_per_text.json").write_text(json.dumps(flops_per_text))
     _dump(cold, folder / "cold_start.jsonl")
     _dump(fresh, folder / "written.jsonl")
 
 
-def _cold_start(folder: Path, task: str, seed: int, amounts: Amounts) -> None:
+def _cold_start(folder: Path, task: str, seed: int) -> None:
     tokenizer = tokenizers(task)["student"]
     save(new_model(tokenizer, STUDENT, seed), tokenizer, folder / f"untrained-{seed}")
     rows = Dataset.from_json(str(folder / "cold_start.jsonl"), cache_dir=str(folder / "cache"))
-    setting = Setting(folder, task, seed, amounts.student_steps, 3e-3)
+    setting = Setting(folder, task, seed, COLD_START_STEPS[task], 3e-3)
     trainer = fine_tune(folder / f"untrained-{seed}", rows, setting.arguments())
     trainer.train()
     save(trainer.model, tokenizer, folder / f"student-{seed}")
