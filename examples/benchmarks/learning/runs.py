@@ -20,7 +20,7 @@ from .prepare import accuracy, exam
 
 
 # Operations are counted in one step of so many, since counting slows them down.
-COUNTED_EVERY = 25
+COUNTED_EVERY = 80
 CHECKPOINTS = 4
 # Steps of every arm's evaluation by our trainer, named as there.
 FIGURES = ("xtok/reverse_kl_per_byte", "xtok/coverage", "xtok/noncanonical_ratio", "xtok/stop_rate")
