@@ -51,6 +51,13 @@ def test_a_completion_within_a_word_keeps_the_tokens_of_the_prompt(name):
     assert "".join(tokenizer.convert_ids_to_tokens(ids[:1])) not in (" ce", "▁ce", "Ġce")
 
 
+@pytest.mark.parametrize("name", ["smollm2", "llama3"])
+def test_a_stop_token_that_is_written_out_does_not_come_twice(name):
+    tokenizer = getattr(real_tokenizers, name)()
+    ids = completion_ids(tokenizer, "Hi", f" there{tokenizer.eos_token}")
+    assert ids == completion_ids(tokenizer, "Hi", " there")
+
+
 def test_text_and_messages_do_not_mix():
     tokenizer = real_tokenizers.smollm2()
     with pytest.raises(TemplateError, match="The prompt is text and its completion is messages"):

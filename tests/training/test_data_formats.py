@@ -28,6 +28,7 @@ ANSWER = {"role": "assistant", "content": "Hello"}
             [ANSWER],
         ),
         ({"conversations": [USER, ANSWER], "id": 3}, [USER], [ANSWER]),
+        ({"messages": [USER], "completion": [ANSWER], "conversations": "unread"}, [USER], [ANSWER]),
         ({"messages": [USER, ANSWER], "images": [], "image": None}, [USER], [ANSWER]),
     ],
 )
@@ -44,6 +45,15 @@ def test_roles_of_sharegpt():
     roles = ["system", "user", "assistant", "tool"]
     assert [message["role"] for message in read_prompt(row)] == roles
     assert read_completion(row) == [{"role": "assistant", "content": "4"}]
+
+
+def test_a_system_column_and_what_are_no_turns():
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    row = {"conversations": turns, "system": "Be short."}
+    assert read_prompt(row) == [{"role": "system", "content": "Be short."}, USER]
+    for wrong in ('[{"from": "human"}]', ["Hi"], {"from": "human"}):
+        with pytest.raises(DataError, match=r"`conversations` is .* must be a list of turns"):
+            read_prompt({"conversations": wrong})
 
 
 @pytest.mark.parametrize("row", [{"prompt": "Hi", "image": "cat.png"}, {"messages": [USER], "images": ["cat.png"]}])

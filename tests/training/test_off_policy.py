@@ -9,8 +9,8 @@ from tests.conversion import printable_bytes
 from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, stop, text
 from tests.training.reference import Reference, token_logps
 from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
-from trl_xtok.errors import ConfigError, DataError
-from trl_xtok.training.off_policy import is_on_policy
+from trl_xtok.errors import ConfigError, DataError, TemplateError
+from trl_xtok.training.off_policy import TeacherWriter, is_on_policy
 
 
 @pytest.fixture
@@ -77,20 +77,25 @@ def test_cross_entropy_alone_is_that_of_the_completion(build, batch_size):
         torch.testing.assert_close(gradients[name], gradient.float(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("objective", ["chunk_jsd", "shared_vocab_jsd", "prefix_jsd", "hybrid"])
+@pytest.mark.parametrize("objective", ["chunk_jsd", "shared_vocab_jsd", "prefix_jsd"])
 def test_divergences_are_those_of_the_same_text_as_a_rollout(build, objective):
     """And credit, which holds for samples only, is left out: a `chunk_weight` of 0 makes the rollouts equal."""
     trainer = build(objective=objective)
     rows = list(trainer.train_dataset)
     actual, gradients = gradients_of(trainer, rows)
-    credited = objective in ("prefix_jsd", "hybrid")
-    sampled = build(objective=objective, lmbda=1.0, **({"chunk_weight": 0.0} if credited else {}))
+    sampled = build(objective=objective, lmbda=1.0, **({"chunk_weight": 0.0} if objective == "prefix_jsd" else {}))
     sampled.rollouts = {row["prompt"]: trainer.data_collator.completion(row) for row in rows}
     expected, expected_gradients = loss_and_gradients(sampled, PROMPTS, 3)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-6, rtol=1e-5)
+
+
+def test_hybrid_is_shared_vocab_jsd_where_it_has_no_credit(build):
+    losses = [gradients_of(trainer := build(objective=name), list(trainer.train_dataset))[0]
+              for name in ("hybrid", "shared_vocab_jsd")]  # fmt: skip
+    assert losses[0] == losses[1] > 0
 
 
 def test_divergence_and_cross_entropy_add_up(build):
@@ -125,9 +130,39 @@ def test_a_completion_that_would_change_the_prompts_last_token_is_encoded_apart(
     assert text("The capital of France")[:-1] != text("The capital of Franc")
 
 
-def test_long_completions_are_cut(build):
-    trainer = build(objective="chunk_jsd", max_new_tokens=5)
-    assert len(trainer.data_collator.completion({"prompt": "Hi", "completion": " one two three four five six"})) == 5
+def test_completions_are_cut_where_the_context_ends(build):
+    """As `max_length` bounds rows in GKD; `max_new_tokens` bounds what is sampled."""
+    trainer = build(objective="chunk_jsd", max_new_tokens=5, max_length=24)
+    row = {"prompt": "Hi", "completion": " one" * 40}
+    assert len(text("Hi") + trainer.data_collator.completion(row)) == 24
+    short = {"prompt": "Hi", "completion": " one" * 10}
+    assert trainer.data_collator.completion(short) == text(" one" * 10) + stop()
+
+
+@pytest.mark.parametrize("answer", ["    x = 1", "\n\nHello", " Hello"])
+def test_white_space_at_the_beginning_of_an_answer_is_kept(build, answer):
+    trainer = build(objective="chunk_jsd")
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+    ids = trainer.data_collator.completion({"messages": chat})
+    assert trainer.processing_class.decode(ids[:-1]) == answer
+    assert ids[-1:] == stop()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+        {"role": "user", "content": "Hello"},
+        "Hello",
+    ],
+)
+def test_an_answer_that_the_template_does_not_write_is_refused(build, answer):
+    with pytest.raises(
+        TemplateError, match=r"leaves out the `tool_calls`|must be one message of the role 'assistant'"
+    ):
+        build(objective="chunk_jsd").data_collator.completion(
+            {"prompt": [{"role": "user", "content": "Hi"}], "completion": [answer]}
+        )
 
 
 def test_a_mixed_run_logs_both_kinds_of_steps(build):
@@ -170,6 +205,16 @@ def test_the_teacher_writes(build, teacher_path):
     assert "off_policy/xtok/coverage" in next(log for log in trainer.state.log_history if "loss" in log)
 
 
+def test_what_the_teacher_wrote_ends_at_its_own_stop_and_control_tokens(build):
+    trainer = build(objective="chunk_jsd", seq_kd=True)
+    teacher, model = real_tokenizers.mistral1(), trainer.teacher.model
+    one, two = (teacher.encode(word, add_special_tokens=False) for word in ("one", "two"))
+    assert trainer._written._for_student([*one, teacher.bos_token_id, *two]) == text(" one")
+    model.generation_config.eos_token_id = [teacher.eos_token_id, two[-1]]
+    writer = TeacherWriter(trainer.teacher, trainer.data_collator, trainer.aligner, trainer.args)
+    assert writer._for_student([*one, two[-1]]) == text(" one") + stop()
+
+
 def test_what_the_teacher_wrote_ends_where_the_student_cannot_spell_it(build):
     writer, teacher = build(objective="chunk_jsd", seq_kd=True)._written, real_tokenizers.mistral1()
     one, two = (teacher.encode(word, add_special_tokens=False) for word in ("one", "two"))
@@ -196,7 +241,9 @@ def test_off_policy_steps_that_would_train_on_nothing_are_refused(tmp_path, chan
 
 
 def test_what_auto_chooses_must_have_something_to_train_on(build, same_tokenizer_teacher_path):
-    with pytest.raises(ConfigError, match="`objective='chunk_rkl'` holds for its own ones only"):
+    with pytest.raises(
+        ConfigError, match="`objective='chunk_rkl'`, which `auto` chooses for these two tokenizers, holds"
+    ):
         build(objective="auto")
     assert build(same_tokenizer_teacher_path, objective="auto").objective.name == "exact_jsd"
 
@@ -204,6 +251,8 @@ def test_what_auto_chooses_must_have_something_to_train_on(build, same_tokenizer
 def test_prompts_to_evaluate_on_need_no_completion(build):
     trainer = build(objective="chunk_jsd", max_new_tokens=4)
     assert trainer.evaluate(Dataset.from_dict({"prompt": PROMPTS}))["eval_loss"] > 0
+    mixed = Dataset.from_dict({"prompt": PROMPTS[:2], "completion": [" one", None]})
+    assert trainer.evaluate(mixed)["eval_loss"] > 0
 
 
 @pytest.mark.parametrize(
@@ -217,3 +266,29 @@ def test_prompts_to_evaluate_on_need_no_completion(build):
 def test_rows_without_a_completion_are_refused(build, rows):
     with pytest.raises(DataError, match="trains on the dataset's completions"):
         build(objective="chunk_jsd", dataset=Dataset.from_dict(rows))
+
+
+def test_a_later_row_without_completion_shows_before_training_or_at_its_step(build):
+    rows = Dataset.from_dict({"prompt": ["Hi", "Ho"], "completion": [" there", None]})
+    with pytest.raises(DataError, match=r"Row 1 of `train_dataset`: .*trains on the dataset's completions"):
+        build(objective="chunk_jsd", dataset=rows)
+    trainer = build(objective="chunk_jsd", dataset=rows.to_iterable_dataset(), max_steps=2)
+    with pytest.raises(DataError, match="one of its rows has no completion"):
+        trainer.train()
+
+
+def test_a_mixed_run_goes_on_as_it_would_have_gone_on(build):
+    """The coin, the samples of both models and the data are those of the step, not of the process."""
+    rows = Dataset.from_dict({"prompt": PROMPTS * 2})
+    # Both kinds of steps, before the checkpoint and after it.
+    options = {"objective": "prefix_jsd", "lmbda": 0.5, "seq_kd": True, "max_steps": 4, "max_new_tokens": 6, "seed": 4}
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    whole = build(dataset=rows, **options, **saving)
+    whole.train()
+    kinds = [is_on_policy(whole.args, step) for step in range(4)]
+    assert kinds[0] != kinds[1]
+    assert kinds[2] != kinds[3]
+    resumed = build(dataset=rows, **options)
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
+    for name, parameter in whole.model.named_parameters():
+        torch.testing.assert_close(resumed.model.get_parameter(name), parameter, atol=0, rtol=0)

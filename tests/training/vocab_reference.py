@@ -117,10 +117,11 @@ class VocabReference:
         teacher_logp, baseline = float(sum(teacher_logps[j] for j in theirs)), 0.0
         if objective == "chunk_rkl":
             compared = []
-            baseline = -float(_divergence(own[ours[0]].detach(), other[theirs[0]], beta=1.0)) if one_to_one else 0.0
+            baseline = -float(_divergence(own[ours[0]].detach(), other[theirs[0]], beta=1.0))
         if objective == "prefix_jsd" and one_event:
             teacher_logp -= float(other[theirs[0]][events[0]].log() - own[ours[0]][events[0]].detach().log())
-        split = [a - baseline for a in chunk_advantages(logps[ours].tolist(), teacher_logp, args.credit)]
+        split = chunk_advantages(logps[ours].tolist(), teacher_logp, args.credit)
+        split[0] -= baseline
         if (clip := args.advantage_clip) is not None:
             split = [max(-clip, min(clip, a)) for a in split]
         return compared, list(zip(split, [logps[i] for i in ours], strict=True))

@@ -28,40 +28,72 @@ def completion_ids(
     Args:
         tokenizer: The tokenizer of the model that is to write it.
         prompt: As for `prompt_ids`.
-        completion: Text if the prompt is text, else the messages that follow.
+        completion: Text if the prompt is text, else the assistant's message, as a list of one.
         chat_template: As for `prompt_ids`.
         chat_template_kwargs: As for `prompt_ids`.
         tools: As for `prompt_ids`.
 
     Raises:
-        TemplateError: If prompt and completion are not of one kind, or the template does not begin the conversation as
-            it begins the prompt.
+        TemplateError: If prompt and completion are not of one kind, the completion is not one answer, or the template
+            leaves some of it out or begins the conversation in another way than the prompt.
     """
     if isinstance(prompt, str) and isinstance(completion, str):
         text = encode(tokenizer, prompt)
         whole = encode(tokenizer, prompt + completion)
         ids = whole[len(text) :] if whole[: len(text)] == text else _spelled(tokenizer, completion)
         end = cast("int | None", tokenizer.eos_token_id)
-        return ids if end is None else [*ids, end]
+        return ids if end is None or ids[-1:] == [end] else [*ids, end]
     if isinstance(prompt, str) or isinstance(completion, str):
         raise TemplateError(
             f"The prompt is {'text' if isinstance(prompt, str) else 'a conversation'} and its completion is "
             f"{'text' if isinstance(completion, str) else 'messages'}. Give both as text or both as messages."
         )
+    _check_answer(completion)
     options: tuple[Any, ...] = (chat_template, dict(chat_template_kwargs or {}), tools)
     before = render(tokenizer, prompt, *options, add_generation_prompt=True)
     whole = render(tokenizer, [*prompt, *completion], *options, add_generation_prompt=False)
-    begun, ids = encode(tokenizer, before), encode(tokenizer, whole)
-    if ids[: len(begun)] != begun:
+    if not whole.startswith(before):
         raise TemplateError(
             f"The chat template writes {before[-80:]!r} at the end of a prompt, but the whole conversation does not "
             f"go on from there: {whole[-80:]!r}. Give a template that writes both alike, for example with other "
             "`chat_template_kwargs`."
         )
-    ids = ids[len(begun) :]
+    _check_nothing_lost(tokenizer, prompt, completion[0], whole, options)
+    begun, ids = encode(tokenizer, before), encode(tokenizer, whole)
+    # White space at the beginning of an answer may be one token with that before it.
+    ids = ids[len(begun) :] if ids[: len(begun)] == begun else encode(tokenizer, whole[len(before) :])
     stops = stop_ids(tokenizer, chat_template=chat_template)
     end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
     return ids[: end + 1]
+
+
+def _check_answer(completion: Sequence[Message]) -> None:
+    # Rows come from users' files, where the declared type is only a hope.
+    message: Any = completion[0] if len(completion) == 1 else None
+    if not isinstance(message, Mapping) or cast(Message, message).get("role") != "assistant":
+        raise TemplateError(
+            f"The completion is {completion!r:.200}. It must be one message of the role 'assistant', for example "
+            "[{'role': 'assistant', 'content': 'Hello'}]; what stands before it belongs to the prompt."
+        )
+
+
+def _check_nothing_lost(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[Message],
+    answer: Message,
+    whole: str,
+    options: tuple[Any, ...],
+) -> None:
+    """Refuse an answer of which the template leaves something out."""
+    for part in ("content", "tool_calls"):
+        if not answer.get(part):
+            continue
+        without = {**answer, part: "" if part == "content" else None}
+        if render(tokenizer, [*prompt, without], *options, add_generation_prompt=False) == whole:
+            raise TemplateError(
+                f"The chat template leaves out the `{part}` of the completion {dict(answer)!r:.200}: its rendering is "
+                "the same without it. Give a template that writes it, or leave out such rows."
+            )
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -54,13 +54,14 @@ def liger_jsd(
 ) -> Float[Tensor, ""]:
     """Sum over the positions of the divergence that `vocab_jsd` computes one by one, for at least one position.
 
-    Liger makes logits of about `block_size` positions at a time, and several tensors of that size.
+    Liger makes logits of about `block_size` positions at a time, and several tensors of that size; more of them for a
+    head that trains, whose gradient it holds once per call.
     """
     weight = student_head.weight if student_head.trains else student_head.weight.detach()
     size = default_block_size(len(weight)) if block_size is None else block_size
     dtype = make_plan(student_head, student_hidden, temperature, size).dtype
     hidden = student_hidden if torch.is_grad_enabled() else student_hidden.detach()
-    most = longest_call(len(weight), weight.shape[1], size)
+    most = len(hidden) if student_head.trains else longest_call(len(weight), weight.shape[1], size)
     function = import_module("liger_kernel.ops").LigerFusedLinearJSDFunction
     teacher_weight = teacher_head.weight.detach()
     with torch.autocast(hidden.device.type, enabled=False):
@@ -69,7 +70,15 @@ def liger_jsd(
         means = [
             len(ours)
             * function.apply(
-                ours, weight, theirs.to(teacher_weight.dtype), teacher_weight, None, beta, -100, temperature
+                ours,
+                weight,
+                theirs.to(teacher_weight.dtype),
+                teacher_weight,
+                None,
+                beta,
+                -100,
+                temperature,
+                torch.float32,
             )
             for ours, theirs in pieces
         ]

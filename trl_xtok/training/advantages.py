@@ -46,10 +46,11 @@ def credit_tokens(scores: StudentScores, batch: MicroBatch, args: CrossTokenizer
     credited = _credit_scored(scores, batch, args)
     means = batch.means or _step_means(credited.sum_and_count(), args)
     advantages = torch.where(batch.charged, means.charge, credited.advantages)
-    trained = credited.scored | batch.charged
-    advantages = torch.where(trained, advantages - means.baseline, advantages)
+    advantages = torch.where(credited.scored | batch.charged, advantages - means.baseline, advantages)
     if args.canonical_guard is not None:
-        advantages = advantages.masked_fill(trained & batch.leaving, -args.canonical_guard)
+        # Also where distributions are compared, which say nothing of how the text is cut.
+        guarded = ((batch.chunks >= 0) | batch.charged) & batch.leaving
+        advantages = advantages.masked_fill(guarded, -args.canonical_guard)
     return replace(credited, advantages=advantages)
 
 

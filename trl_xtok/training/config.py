@@ -60,11 +60,12 @@ class CrossTokenizerGKDConfig(GKDConfig):
             `"path"` scores the tokens that the student sampled. `"text"` also scores the student's own canonical
             tokenization of the same text and takes away the reward for spreading one text over many tokenizations.
         advantage_clip (`float` or `None`, *optional*, defaults to `10.0`):
-            Largest absolute advantage of a token, in nats, before the baseline. `None` switches clipping off.
+            Largest absolute advantage of a token, in nats, before the mean is subtracted. `None` switches clipping
+            off.
         advantage_baseline (`str`, *optional*, defaults to `"none"`):
             `"mean"` subtracts the mean advantage of the optimizer step, which lowers the variance of the gradient.
-            Several micro-batches or processes then cost a second forward pass of the student. `"position"` subtracts,
-            where a chunk is one token on either side, what is expected there: minus the reverse KL of the next-token
+            Several micro-batches or processes then cost a second forward pass of the student. `"position"` subtracts
+            from the first token of each chunk, before the clip, minus the reverse KL of the two next-token
             distributions over the tokens that both models have ([paper](https://huggingface.co/papers/2605.07865)).
         canonical_guard (`float`, *optional*):
             Minus this is the advantage of tokens with which the student leaves its own tokenization of the text,
@@ -148,8 +149,8 @@ class CrossTokenizerGKDConfig(GKDConfig):
     advantage_baseline: Literal["none", "mean", "position"] = field(
         default="none",
         metadata={
-            "help": "What is subtracted from each advantage: nothing, the step's mean, or, where a chunk is one token "
-            "on either side, what is expected there: minus the reverse KL over the tokens that both models have."
+            "help": "What is subtracted from advantages: nothing, the step's mean, or, where a chunk begins, minus "
+            "the reverse KL over the tokens that both models have."
         },
     )
     canonical_guard: float | None = field(

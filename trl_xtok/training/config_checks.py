@@ -46,7 +46,7 @@ ObjectiveName = Literal[
 CREDITING: tuple[ObjectiveName, ...] = ("chunk_rkl", "hybrid", "prefix_jsd")
 _CREDIT = ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage", "canonical_guard")
 _SELECTION = ("one_to_one_only", "max_chunk_tokens")
-_NUMBERS = ("temperature", "chunk_temperature", "chunk_weight", "crossentropy_weight", "min_coverage")
+_NUMBERS = ("lmbda", "temperature", "chunk_temperature", "chunk_weight", "crossentropy_weight", "min_coverage")
 _OPTIONAL_NUMBERS = ("advantage_clip", "canonical_guard", "scoring_temperature")
 # Arguments that an objective does not read. `auto` may still become one of two.
 _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
@@ -109,6 +109,7 @@ def refuse_unread(args: Any, objective: ObjectiveName) -> None:
 def refuse_invalid(args: Any, objective: ObjectiveName) -> None:
     """Refuse temperatures and completions that `objective`, which may still be `auto`, does not hold for."""
     scoring = args.scoring["temperature"]
+    chosen = "" if objective == args.objective else ", which `auto` chooses for these two tokenizers,"
     if scoring != args.temperature and objective in CREDITING:
         raise ConfigError(
             f"`scoring_temperature={scoring}` differs from `temperature={args.temperature}`, but `objective="
@@ -118,14 +119,19 @@ def refuse_invalid(args: Any, objective: ObjectiveName) -> None:
     if args.lmbda < 1 and objective == "chunk_rkl" and not args.crossentropy_weight:
         raise ConfigError(
             f"`lmbda={args.lmbda}` leaves optimizer steps to completions that the student did not write, and "
-            "`objective='chunk_rkl'` holds for its own ones only. Set `crossentropy_weight`, or an objective that "
-            "compares distributions, such as 'prefix_jsd' or 'chunk_jsd'."
+            f"`objective='chunk_rkl'`{chosen} holds for its own ones only. Set `crossentropy_weight`, or an objective "
+            "that compares distributions, such as 'prefix_jsd' or 'chunk_jsd'."
         )
-    if args.crossentropy_weight and (args.lmbda == 1 or scoring != 1):
+    if args.crossentropy_weight and args.lmbda == 1:
         raise ConfigError(
             f"`crossentropy_weight={args.crossentropy_weight}` is about completions that the student did not write, "
-            f"scored at temperature 1, but `lmbda={args.lmbda}` and the scores are at temperature {scoring}. Lower "
-            "`lmbda` and set `scoring_temperature=1.0`, or set the weight to 0."
+            f"and `lmbda={args.lmbda}` leaves none. Lower `lmbda`, or set the weight to 0."
+        )
+    if args.crossentropy_weight and scoring != 1:
+        raise ConfigError(
+            f"`crossentropy_weight={args.crossentropy_weight}` is the weight of a cross-entropy at temperature 1, but "
+            f"tokens are scored at temperature {scoring}. Set "
+            f"`{'temperature' if objective in CREDITING else 'scoring_temperature'}=1.0`, or the weight to 0."
         )
     if args.seq_kd and args.lmbda == 1:
         raise ConfigError("`seq_kd=True` has no effect with `lmbda=1.0`, where the student writes. Lower `lmbda`.")
@@ -143,8 +149,9 @@ def check_ranges(args: Any) -> None:
     for name in ("chunk_weight", "crossentropy_weight"):
         if not 0 <= getattr(args, name) < math.inf:
             raise ConfigError(f"`{name}` must be finite and at least 0, got {getattr(args, name)}.")
-    if not 0 <= args.beta <= 1:
-        raise ConfigError(f"`beta` must be in [0, 1], got {args.beta}.")
+    for name in ("lmbda", "beta"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ConfigError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
     if not 0 <= args.min_coverage <= 1:
         raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {args.min_coverage}.")
     if args.advantage_clip is not None and not args.advantage_clip > 0:

@@ -31,7 +31,8 @@ def read_prompt(example: Mapping[str, Any]) -> Prompt:
     Raises:
         DataError: If the row has no column a prompt can be read from, or what it holds is not a prompt.
     """
-    if images := [name for name in ("image", "images") if example.get(name) is not None and example[name] != []]:
+    given = [name for name in ("image", "images") if example.get(name) is not None]
+    if images := [name for name in given if not isinstance(example[name], list) or example[name]]:
         raise DataError(
             f"The row has `{images[0]}`: {str(example[images[0]])[:80]}, and only text can be aligned between two "
             "tokenizers. Remove the column, or the rows that need it."
@@ -75,13 +76,28 @@ def read_completion(example: Mapping[str, Any]) -> Prompt:
     return completion
 
 
+def has_completion(example: Mapping[str, Any]) -> bool:
+    """Whether a row says how its prompt goes on."""
+    return bool(_written_completion(example))
+
+
 def _from_sharegpt(example: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with `messages` where it has ShareGPT's `conversations`."""
+    """The row with `messages` where it has nothing but ShareGPT's `conversations`."""
     turns = example.get("conversations")
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and "from" in turn for turn in turns):
-        return example if turns is None else {**example, "messages": turns}
-    messages = [{"role": _SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")} for turn in turns]
+    if turns is None or "messages" in example:
+        return example
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise DataError(f"`conversations` is {turns!r:.200}. It must be a list of turns with `from` and `value`.")
+    messages = [_as_message(turn) for turn in turns]
+    if isinstance(example.get("system"), str) and example["system"]:
+        messages.insert(0, {"role": "system", "content": example["system"]})
     return {**example, "messages": messages}
+
+
+def _as_message(turn: Mapping[str, Any]) -> dict[str, Any]:
+    if "from" not in turn:
+        return dict(turn)
+    return {"role": _SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")}
 
 
 def _written_completion(example: Mapping[str, Any]) -> Any:
@@ -132,8 +148,9 @@ class PromptCollator:
         chat_template_kwargs: Arguments of the student's chat template.
         teacher_chat_template_kwargs: Arguments of the teacher's chat template.
         teacher_chat_template: Template for a teacher whose tokenizer has none.
-        with_completions: Whether rows have completions that are to be read.
-        max_completion: Most tokens of a completion; what is longer is cut off. `None` for no limit.
+        with_completions: Whether completions are to be read where all rows of a batch have one.
+        student_context: Most tokens of prompt and completion; a completion that is longer is cut off. `None` for no
+            limit.
     """
 
     student_tokenizer: PreTrainedTokenizerBase
@@ -146,7 +163,7 @@ class PromptCollator:
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     teacher_chat_template: str | None = None
     with_completions: bool = False
-    max_completion: int | None = None
+    student_context: int | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return `prompts`, `teacher_prompts` and perhaps `completions`, `[batch, length]`, and attention masks."""
@@ -161,7 +178,7 @@ class PromptCollator:
             "teacher_prompt_attention_mask": teacher_attention_mask,
         }
         # Prompts to evaluate on may come without.
-        if self.with_completions and any(map(_written_completion, examples)):
+        if self.with_completions and all(map(has_completion, examples)):
             batch["completions"], batch["completion_attention_mask"] = left_pad([*map(self.completion, examples)], 0)
         return batch
 
@@ -173,7 +190,9 @@ class PromptCollator:
         """
         prompt, completion = read_prompt(example), read_completion(example)
         options = {"chat_template_kwargs": self.chat_template_kwargs, "tools": read_tools(example)}
-        ids = completion_ids(self.student_tokenizer, prompt, completion, **options)[: self.max_completion]
+        ids = completion_ids(self.student_tokenizer, prompt, completion, **options)
+        if self.student_context is not None:
+            ids = ids[: self.student_context - len(self.tokenize_row(example)[0])]
         _check_ids("student", ids, self.student_vocab_size, self.student_tokenizer)
         return ids
 

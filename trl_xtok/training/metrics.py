@@ -61,11 +61,12 @@ class CoverageGuard:
     """Stops a run of which too little is trained on: what looks like progress there is not.
 
     Args:
-        min_coverage: Lowest share of sampled tokens that must be trained on.
+        min_coverage: Lowest share of the completions' tokens that must be trained on.
+        kind: Of which steps.
     """
 
-    def __init__(self, min_coverage: float):
-        self.min_coverage = min_coverage
+    def __init__(self, min_coverage: float, kind: str = "train"):
+        self.min_coverage, self._kind = min_coverage, kind
         self._low_steps = 0
 
     def check(self, coverage: float) -> None:
@@ -77,9 +78,9 @@ class CoverageGuard:
         self._low_steps = self._low_steps + 1 if coverage < self.min_coverage else 0
         if self._low_steps >= _PATIENCE:
             raise CoverageError(
-                f"Only {coverage:.1%} of the sampled tokens could be trained on, below `min_coverage="
-                f"{self.min_coverage}` for {self._low_steps} optimizer steps in a row. The metrics `xtok/dropped_*` "
-                "say why. Many `unfinished` or `cut_character` tokens: raise `max_new_tokens`. Many `normalized` or "
+                f"Only {coverage:.1%} of the tokens could be trained on, below `min_coverage={self.min_coverage}` for "
+                f"{self._low_steps} optimizer steps in a row ({self._kind}). The metrics `xtok/dropped_*` say why. "
+                "Many `unfinished` or `cut_character` tokens: raise `max_new_tokens`. Many `normalized` or "
                 "`unspellable` ones: choose a teacher whose tokenizer can spell the texts. Many `invalid_utf8` or "
                 "`unknown_id` ones: lower `learning_rate`. Many `not_one_to_one`, `long_chunk` or `whitespace` ones: "
                 "that was asked for."

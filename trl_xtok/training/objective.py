@@ -62,7 +62,10 @@ class Objective:
             charge_dropped=on_policy and self.name in CREDITING and args.dropped_advantage != 0,
             imitate=not on_policy and args.crossentropy_weight > 0,
             keep_unfinished=aligner.same_vocabulary,
-            one_to_one_only=args.one_to_one_only or self.name == "shared_vocab_jsd",
+            # Of what the student did not write `hybrid` has nothing to say but on these.
+            one_to_one_only=args.one_to_one_only
+            or self.name == "shared_vocab_jsd"
+            or (self.name == "hybrid" and not on_policy),
             max_chunk_tokens=args.max_chunk_tokens,
             drop_whitespace=args.drop_whitespace,
         )

@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from ..alignment.aligner import TokenizerAligner
 from ..alignment.templates import end_of_turn_id, stop_ids
+from ..errors import DataError
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator, unpad
 from .rollouts import generate_completions
@@ -24,7 +25,18 @@ def is_on_policy(args: CrossTokenizerGKDConfig, step: int) -> bool:
 
 
 def read_completions(batches: Sequence[Mapping[str, Tensor]]) -> list[list[int]]:
-    """The dataset's completion for each prompt of the batches, which [`PromptCollator`] made."""
+    """The dataset's completion for each prompt of the batches, which [`PromptCollator`] made.
+
+    Raises:
+        DataError: If a batch has none.
+    """
+    for batch in batches:
+        if "completions" not in batch:
+            raise DataError(
+                f"A step trains on the dataset's completions (`lmbda` below 1 without `seq_kd`), but its batch holds "
+                f"{', '.join(batch)}: one of its rows has no completion. Give every row one, or set `lmbda=1.0` or "
+                "`seq_kd=True`; a data collator of your own must return `completions` and `completion_attention_mask`."
+            )
     return _rows(batches, "completions", "completion_attention_mask")
 
 
@@ -46,7 +58,11 @@ class TeacherWriter:
         args: CrossTokenizerGKDConfig,
     ):
         self._teacher, self._args = teacher, args
+        own = teacher.model.generation_config.eos_token_id
         stops = stop_ids(collator.teacher_tokenizer, chat_template=collator.teacher_chat_template)
+        stops |= {own} if isinstance(own, int) else set(own or ())
+        # Other control tokens are no text either: a student would learn to spell them.
+        self._controls = frozenset(collator.teacher_tokenizer.all_special_ids) - stops
         self._aligner = TokenizerAligner(
             collator.teacher_tokenizer,
             collator.student_tokenizer,
@@ -74,7 +90,8 @@ class TeacherWriter:
         return [self._for_student(ids) for ids in written]
 
     def _for_student(self, teacher_ids: Sequence[int]) -> list[int]:
-        alignment = self._aligner.align(teacher_ids)
+        end = next((place for place, token in enumerate(teacher_ids) if token in self._controls), None)
+        alignment = self._aligner.align(teacher_ids := teacher_ids[:end])
         # A text with a hole in it is not what the teacher wrote; what stands before the hole is.
         holes = (place for place, reason in enumerate(alignment.drop_reasons) if reason not in (None, "no_text"))
         if (hole := next(holes, None)) is not None:

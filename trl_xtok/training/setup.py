@@ -22,7 +22,7 @@ from ..alignment.aligner import TokenizerAligner
 from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
 from ..errors import ConfigError, DataError, TemplateError
 from .config import CrossTokenizerGKDConfig
-from .data import PromptCollator, is_conversational_prompt, read_prompt
+from .data import PromptCollator, is_conversational_prompt, read_completion, read_prompt
 from .loading import Model, check_model, context_length, name_of
 
 
@@ -154,8 +154,8 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, collator: PromptCollat
     """
     if train_dataset is None:
         raise DataError(
-            "`train_dataset` is required, because rollouts start from its prompts. Pass a dataset with a `prompt` or "
-            "a `messages` column."
+            "`train_dataset` is required, because rollouts start from its prompts. Pass a dataset with a `prompt`, a "
+            "`messages` or a `conversations` column."
         )
     datasets = {"train_dataset": train_dataset}
     if isinstance(eval_dataset, Mapping):
@@ -186,19 +186,22 @@ def _check_dataset(name: str, dataset: Any, collator: PromptCollator, *, custom:
             "student", collator.student_tokenizer.chat_template, collator.student_tokenizer, "chat_template_path"
         )
     collator.tokenize_row(first)
-    if collator.with_completions and name == "train_dataset":
+    completes = collator.with_completions and name == "train_dataset"
+    if completes:
         collator.completion(first)
     # A stream may be endless, and reading it takes as long as training on it.
     if isinstance(dataset, Dataset):
-        for _, number, row in heapq.nlargest(_LONGEST, _rows_by_length(name, dataset)):
+        for _, number, row in heapq.nlargest(_LONGEST, _rows_by_length(name, dataset, completes)):
             with _at_row(name, number):
                 collator.tokenize_row(row)
+                if completes:
+                    collator.completion(row)
 
 
-def _rows_by_length(name: str, dataset: Dataset) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+def _rows_by_length(name: str, dataset: Dataset, completes: bool) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
     for number, row in enumerate(dataset):
         with _at_row(name, number):
-            yield len(str(read_prompt(row))), number, row
+            yield len(str(read_prompt(row))) + (len(str(read_completion(row))) if completes else 0), number, row
 
 
 @contextmanager
@@ -244,7 +247,7 @@ def make_collator(
         teacher_chat_template_kwargs=args.teacher_chat_template_kwargs,
         teacher_chat_template=None if path is None else load_chat_template(path),
         with_completions=args.lmbda < 1 and not args.seq_kd,
-        max_completion=args.max_new_tokens,
+        student_context=min(lengths, default=None),
     )
 
 

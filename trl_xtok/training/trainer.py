@@ -69,7 +69,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         data_collator ([`~transformers.DataCollator`], *optional*):
             Must return what [`PromptCollator`] returns, which is the default.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Dataset with a `prompt` column (text or messages) or a `messages` column.
+            Dataset with a `prompt` (text or messages), `messages` or `conversations` column; with `lmbda` below 1 also
+            a `completion` column, unless the messages end with an assistant turn.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
             Dataset of the same format; `evaluate` samples completions for its prompts.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -176,7 +177,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._written = TeacherWriter(self.teacher, collator, self.aligner, args) if args.seq_kd else read_completions
         self._run_metrics: dict[Mode, RunMetrics] = {mode: RunMetrics() for mode in get_args(Mode)}
-        self._coverage_guard = CoverageGuard(args.min_coverage)
+        self._coverage_guards = {mode: CoverageGuard(args.min_coverage, mode) for mode in get_args(Mode)}
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
 
@@ -205,7 +206,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         metrics.add_rollouts(batches)
         with metrics.timed("student"):
             trained = self._fix_window(batches, mode)
-        # The trainer counts floating-point operations from `input_ids`.
+        # The parent counts floating-point operations from `input_ids`.
         return [{"input_ids": b.packed["input_ids"], "micro_batch": b} for b in batches], trained
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
@@ -221,10 +222,9 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
     def _fix_window(self, batches: Sequence[MicroBatch], mode: Mode) -> Tensor:
         """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
         counts = self.accelerator.reduce(torch.stack([batch.counts() for batch in batches]).sum(0), "sum")
-        scored, charged, _, sampled = counts.tolist()
-        trained = counts[2].clamp(min=1)
-        if mode != "eval":
-            self._coverage_guard.check(scored / max(sampled, 1))
+        (scored, charged, _, sampled), trained = counts.tolist(), counts[2].clamp(min=1)
+        if mode != "eval" and not batches[0].selection.imitate:
+            self._coverage_guards[mode].check(scored / max(sampled, 1))
         if mode == _OFF:
             return trained
         if self.args.segmentation == "text":
@@ -252,7 +252,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         scores = call_through_wrapper(model, student, self._student_scores, student, batch)
         losses, sums = token_losses(scores, batch, self.objective, self.args)
         self._metrics_of(batch).add(sums)
-        # DDP averages the gradients over the ranks; the normalizer counts the tokens of all of them.
+        # DDP averages over the ranks; the normalizer counts the tokens of all of them.
         loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
         return (loss, None) if return_outputs else loss
 

@@ -41,7 +41,8 @@ class VocabComparison:
 
     Args:
         objective: `exact_jsd` (all tokens), `shared_vocab_jsd` and `hybrid` (tokens with equal bytes), `prefix_jsd`
-            (classes of tokens that begin the same texts), or `chunk_rkl` (as `hybrid`, the reverse KL for a baseline).
+            (classes of tokens that begin the same texts), or `chunk_rkl` (tokens with equal bytes, the reverse KL, for
+            a baseline).
         aligner: Knows both vocabularies.
         student_rows: Number of logits of the student.
         teacher_head: Its weight on the student's device.
@@ -62,7 +63,7 @@ class VocabComparison:
         teacher_head: LMHead,
         args: CrossTokenizerGKDConfig,
     ):
-        self.one_to_one_only = objective in ("shared_vocab_jsd", "hybrid", "chunk_rkl")
+        self.one_to_one_only = objective in ("shared_vocab_jsd", "hybrid")
         self._teacher_head = teacher_head
         # Of the other objectives Liger computes the log-probs only.
         self._whole, self._backend = objective == "exact_jsd", args.loss_backend
@@ -178,7 +179,7 @@ def _in_common(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if not len(kept):
         raise TokenizerError(
             "The two vocabularies have no token in common, so their next-token distributions cannot be compared. Use "
-            "`objective='chunk_rkl'`, which needs none."
+            "`objective='chunk_rkl'` without `advantage_baseline='position'`, which needs none."
         )
     found = (torch.searchsorted(kept, side).clamp(max=len(kept) - 1) for side in (student, teacher))
     student_events, teacher_events = (

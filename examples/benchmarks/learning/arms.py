@@ -1,7 +1,7 @@
 """What is compared: each arm is a trainer, and what it is given."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, Trainer
 
 from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
-from trl_xtok.alignment.aligner import Alignment, TokenizerAligner
+from trl_xtok.alignment.aligner import Alignment
 
 from .models import load
 from .tasks import problems
@@ -156,34 +156,19 @@ def gold(setting: Setting, *, merge: str) -> Trainer:
 def randomly_aligned(setting: Setting, **options: Any) -> CrossTokenizerGKDTrainer:
     """Ours, but the teacher's tokens are cut at random places into as many chunks."""
     trainer = ours(setting, **options)
-    trainer.aligner = _RandomCuts(trainer.aligner, Random(setting.seed))
+    align, random = trainer.aligner.align, Random(setting.seed)
+    trainer.aligner.align = lambda student_ids: _cut_at_random(align(student_ids), random)
     return trainer
 
 
-@dataclass
-class _RandomCuts:
-    aligner: TokenizerAligner
-    random: Random
-    same_vocabulary: bool = field(default=False)
-
-    def align(self, student_ids: Sequence[int]) -> Alignment:
-        """The chunks of the student, and the teacher's tokens in as many others."""
-        alignment = self.aligner.align(student_ids)
-        inside = [place for place, chunk in enumerate(alignment.teacher_chunks) if chunk >= 0]
-        starts = {0, *self.random.sample(range(1, len(inside)), max(alignment.num_chunks - 1, 0))}
-        chunks, chunk = [-1] * len(alignment.teacher_ids), -1
-        for number, place in enumerate(inside):
-            chunk += number in starts
-            chunks[place] = chunk
-        return replace(alignment, teacher_chunks=chunks)
-
-    def canonical(self, student_ids: Sequence[int]) -> Alignment:
-        """Cut as ever: this is about the student alone."""
-        return self.aligner.canonical(student_ids)
-
-    def blank_chunks(self, student_ids: Sequence[int], alignment: Alignment) -> frozenset[int]:
-        """The same: nothing is left out for it here."""
-        return frozenset()
+def _cut_at_random(alignment: Alignment, random: Random) -> Alignment:
+    inside = [place for place, chunk in enumerate(alignment.teacher_chunks) if chunk >= 0]
+    starts = {0, *random.sample(range(1, len(inside)), max(alignment.num_chunks - 1, 0))}
+    chunks, chunk = [-1] * len(alignment.teacher_ids), -1
+    for number, place in enumerate(inside):
+        chunk += number in starts
+        chunks[place] = chunk
+    return replace(alignment, teacher_chunks=chunks)
 
 
 def _arm(build: Callable[..., Trainer], **options: Any) -> Arm:
