@@ -5,11 +5,14 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from tests import real_tokenizers
 from tests.training.fixed_rollouts import lora, train_one_step, whole_step
 from tests.training.tiny_models import PROMPTS, prompt_dataset
+from trl_xtok.training.data import PromptCollator
 from trl_xtok.training.scoring import causal_lm
+from trl_xtok.training.setup import make_aligner
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def test_first_window_is_scored_in_the_mode_of_all_others(make_trainer, make_con
 
 def test_any_stop_id_of_the_model_ends_a_completion(make_trainer, load, student_path):
     student = load(student_path)
-    stops = set(range(0, student.config.vocab_size, 4))
+    stops = {*range(0, student.config.vocab_size, 4), real_tokenizers.smollm2().eos_token_id}
     student.generation_config.eos_token_id = sorted(stops)
     trainer = make_trainer(student=student, arguments=student_tokenizer(), max_new_tokens=8)
     micro_batches, _ = whole_step(trainer, PROMPTS, batch_size=8)
@@ -175,6 +178,19 @@ def test_any_stop_id_of_the_model_ends_a_completion(make_trainer, load, student_
         assert rollout.stopped == (last in stops)
         assert rollout.stopped or len(rollout.completion_ids) == 8
         assert (rollout.alignment.end_chunk >= 0) == rollout.stopped
+
+
+def test_a_base_model_stops_where_its_template_ends_a_turn():
+    """Its generation config ends at the end of a text only, and so would every answer run on."""
+    tokenizer = real_tokenizers.qwen3_base()
+    ends = {tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")}
+    collator = PromptCollator(tokenizer, real_tokenizers.mistral1())
+    for given in (None, tokenizer.eos_token_id, [tokenizer.eos_token_id]):
+        config = GenerationConfig(eos_token_id=given)
+        assert make_aligner(collator, config).student_stop_ids == ends
+        assert set(config.eos_token_id) == ends
+    more = GenerationConfig(eos_token_id=[*ends, 7])
+    assert make_aligner(collator, more).student_stop_ids == {*ends, 7}
 
 
 def test_sampling_leaves_all_random_states_alone(make_trainer):

@@ -131,7 +131,7 @@ class TestDatasets:
 
 def test_images_are_refused(build):
     rows = {"prompt": ["Hi"], "image": [b"..."]}
-    with pytest.raises(ValueError, match="appears to be vision-related"):
+    with pytest.raises(DataError, match="only text can be aligned"):
         build(train_dataset=Dataset.from_dict(rows))
 
 

@@ -274,16 +274,22 @@ def _room(side: str, context: int | None, max_new_tokens: int) -> int | None:
 
 
 def make_aligner(collator: PromptCollator, generation_config: GenerationConfig) -> TokenizerAligner:
-    """The aligner for rollouts that end as `generation_config` says; it is given stop ids if it has none."""
+    """The aligner for rollouts that end as `generation_config` says.
+
+    It is given the stop tokens of tokenizer and chat template where it lacks them: generation of a base model ends at
+    the end of a text only, and its chat template ends a turn with another token.
+    """
     # The parent samples without a KV cache when gradient checkpointing is on; it is off while we sample.
     generation_config.use_cache = True
-    stops = generation_config.eos_token_id
-    if stops is None:
-        stops = generation_config.eos_token_id = sorted(stop_ids(collator.student_tokenizer))
+    given = generation_config.eos_token_id
+    stops = {given} if isinstance(given, int) else set(given or ())
+    if missing := stop_ids(collator.student_tokenizer) - stops:
+        stops |= missing
+        generation_config.eos_token_id = sorted(stops)
     teacher, template = collator.teacher_tokenizer, collator.teacher_chat_template
     return TokenizerAligner(
         collator.student_tokenizer,
         teacher,
-        student_stop_ids=[stops] if isinstance(stops, int) else stops,
+        student_stop_ids=stops,
         teacher_end_id=None if template is None else end_of_turn_id(teacher, chat_template=template),
     )
