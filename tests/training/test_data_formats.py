@@ -29,7 +29,6 @@ ANSWER = {"role": "assistant", "content": "Hello"}
         ),
         ({"conversations": [USER, ANSWER], "id": 3}, [USER], [ANSWER]),
         ({"messages": [USER], "completion": [ANSWER], "conversations": "unread"}, [USER], [ANSWER]),
-        ({"messages": [USER, ANSWER], "images": [], "image": None}, [USER], [ANSWER]),
     ],
 )
 def test_prompt_and_completion(row, prompt, completion):

@@ -29,6 +29,11 @@ def build(tmp_path, padded_student_path, teacher_path):
     return build_trainer
 
 
+def completion(trainer, row):
+    """The completion of a row in student tokens."""
+    return trainer.data_collator.completion(row, trainer.data_collator.tokenize_row(row)[0])
+
+
 def window(trainer, rows, batch_size=3):
     trainer.model.train()
     batches = [trainer.data_collator(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
@@ -84,7 +89,7 @@ def test_divergences_are_those_of_the_same_text_as_a_rollout(build, objective):
     rows = list(trainer.train_dataset)
     actual, gradients = gradients_of(trainer, rows)
     sampled = build(objective=objective, lmbda=1.0, **({"chunk_weight": 0.0} if objective == "prefix_jsd" else {}))
-    sampled.rollouts = {row["prompt"]: trainer.data_collator.completion(row) for row in rows}
+    sampled.rollouts = {row["prompt"]: completion(trainer, row) for row in rows}
     expected, expected_gradients = loss_and_gradients(sampled, PROMPTS, 3)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
     assert gradients.keys() == expected_gradients.keys()
@@ -116,16 +121,16 @@ def test_conversations_go_on_as_the_template_does(build):
     ]
     trainer = build(dataset=Dataset.from_dict({"messages": chats}), objective="chunk_jsd")
     expected = [text("Hello <b>you</b>!") + stop(), text("4") + stop()]
-    assert [trainer.data_collator.completion({"messages": chat}) for chat in chats] == expected
+    assert [completion(trainer, {"messages": chat}) for chat in chats] == expected
     split = [{"prompt": chat[:1], "completion": chat[1:]} for chat in chats]
-    assert [trainer.data_collator.completion(row) for row in split] == expected
+    assert [completion(trainer, row) for row in split] == expected
     batch = trainer.data_collator([{"messages": chat} for chat in chats])
     assert batch["completions"].shape == batch["completion_attention_mask"].shape == (2, max(map(len, expected)))
 
 
 def test_a_completion_that_would_change_the_prompts_last_token_is_encoded_apart(build):
     trainer = build(objective="chunk_jsd")
-    ids = trainer.data_collator.completion({"prompt": "The capital of Franc", "completion": "e is Paris."})
+    ids = completion(trainer, {"prompt": "The capital of Franc", "completion": "e is Paris."})
     assert ids == text("e is Paris.") + stop()
     assert text("The capital of France")[:-1] != text("The capital of Franc")
 
@@ -134,34 +139,36 @@ def test_completions_are_cut_where_the_context_ends(build):
     """As `max_length` bounds rows in GKD; `max_new_tokens` bounds what is sampled."""
     trainer = build(objective="chunk_jsd", max_new_tokens=5, max_length=24)
     row = {"prompt": "Hi", "completion": " one" * 40}
-    assert len(text("Hi") + trainer.data_collator.completion(row)) == 24
+    assert len(text("Hi") + completion(trainer, row)) == 24
     short = {"prompt": "Hi", "completion": " one" * 10}
-    assert trainer.data_collator.completion(short) == text(" one" * 10) + stop()
+    assert completion(trainer, short) == text(" one" * 10) + stop()
 
 
 @pytest.mark.parametrize("answer", ["    x = 1", "\n\nHello", " Hello"])
 def test_white_space_at_the_beginning_of_an_answer_is_kept(build, answer):
     trainer = build(objective="chunk_jsd")
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
-    ids = trainer.data_collator.completion({"messages": chat})
+    ids = completion(trainer, {"messages": chat})
     assert trainer.processing_class.decode(ids[:-1]) == answer
     assert ids[-1:] == stop()
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "message"),
     [
-        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
-        {"role": "user", "content": "Hello"},
-        "Hello",
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+            "leaves out the `tool_calls`",
+        ),
+        ({"role": "user", "content": "Hello"}, "must be one message of the role 'assistant'"),
+        ({"role": "assistant", "content": None}, "has the content None"),
+        ("Hello", "Message 1 of the conversation is 'Hello'"),
     ],
 )
-def test_an_answer_that_the_template_does_not_write_is_refused(build, answer):
-    with pytest.raises(
-        TemplateError, match=r"leaves out the `tool_calls`|must be one message of the role 'assistant'"
-    ):
-        build(objective="chunk_jsd").data_collator.completion(
-            {"prompt": [{"role": "user", "content": "Hi"}], "completion": [answer]}
+def test_an_answer_that_the_template_does_not_write_is_refused(build, answer, message):
+    with pytest.raises(TemplateError, match=message):
+        completion(
+            build(objective="chunk_jsd"), {"prompt": [{"role": "user", "content": "Hi"}], "completion": [answer]}
         )
 
 
@@ -211,7 +218,7 @@ def test_what_the_teacher_wrote_ends_at_its_own_stop_and_control_tokens(build):
     one, two = (teacher.encode(word, add_special_tokens=False) for word in ("one", "two"))
     assert trainer._written._for_student([*one, teacher.bos_token_id, *two]) == text(" one")
     model.generation_config.eos_token_id = [teacher.eos_token_id, two[-1]]
-    writer = TeacherWriter(trainer.teacher, trainer.data_collator, trainer.aligner, trainer.args)
+    writer = TeacherWriter(trainer.teacher, trainer.data_collator, trainer.args)
     assert writer._for_student([*one, two[-1]]) == text(" one") + stop()
 
 

@@ -12,7 +12,7 @@ from tests.training.fixed_rollouts import lora, train_one_step, whole_step
 from tests.training.tiny_models import PROMPTS, prompt_dataset
 from trl_xtok.training.data import PromptCollator
 from trl_xtok.training.scoring import causal_lm
-from trl_xtok.training.setup import make_aligner
+from trl_xtok.training.setup import finish_generation_config, make_aligner
 
 
 @pytest.fixture
@@ -187,9 +187,11 @@ def test_a_base_model_stops_where_its_template_ends_a_turn():
     collator = PromptCollator(tokenizer, real_tokenizers.mistral1())
     for given in (None, tokenizer.eos_token_id, [tokenizer.eos_token_id]):
         config = GenerationConfig(eos_token_id=given)
-        assert make_aligner(collator, config).student_stop_ids == ends
+        finish_generation_config(config, tokenizer)
         assert set(config.eos_token_id) == ends
+        assert make_aligner(collator, config).student_stop_ids == ends
     more = GenerationConfig(eos_token_id=[*ends, 7])
+    finish_generation_config(more, tokenizer)
     assert make_aligner(collator, more).student_stop_ids == {*ends, 7}
 
 

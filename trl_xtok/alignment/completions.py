@@ -1,13 +1,14 @@
 """Completions that somebody else wrote, in the student's tokens."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import TemplateError
 from .spelling import Spelling
-from .templates import Message, Tool, encode, render, stop_ids
+from .templates import Message, Tool, check_message, encode, render, stop_ids
 from .text_encoder import TextEncoder
 
 
@@ -48,7 +49,7 @@ def completion_ids(
             f"The prompt is {'text' if isinstance(prompt, str) else 'a conversation'} and its completion is "
             f"{'text' if isinstance(completion, str) else 'messages'}. Give both as text or both as messages."
         )
-    _check_answer(completion)
+    _check_answer(prompt, completion)
     options: tuple[Any, ...] = (chat_template, dict(chat_template_kwargs or {}), tools)
     before = render(tokenizer, prompt, *options, add_generation_prompt=True)
     whole = render(tokenizer, [*prompt, *completion], *options, add_generation_prompt=False)
@@ -67,10 +68,10 @@ def completion_ids(
     return ids[: end + 1]
 
 
-def _check_answer(completion: Sequence[Message]) -> None:
-    # Rows come from users' files, where the declared type is only a hope.
-    message: Any = completion[0] if len(completion) == 1 else None
-    if not isinstance(message, Mapping) or cast(Message, message).get("role") != "assistant":
+def _check_answer(prompt: Sequence[Message], completion: Sequence[Message]) -> None:
+    for index, message in enumerate(completion, start=len(prompt)):
+        check_message(index, message)
+    if [message["role"] for message in completion] != ["assistant"]:
         raise TemplateError(
             f"The completion is {completion!r:.200}. It must be one message of the role 'assistant', for example "
             "[{'role': 'assistant', 'content': 'Hello'}]; what stands before it belongs to the prompt."
@@ -86,7 +87,8 @@ def _check_nothing_lost(
 ) -> None:
     """Refuse an answer of which the template leaves something out."""
     for part in ("content", "tool_calls"):
-        if not answer.get(part):
+        value = answer.get(part)
+        if not value or (isinstance(value, str) and value.strip() in whole):
             continue
         without = {**answer, part: "" if part == "content" else None}
         if render(tokenizer, [*prompt, without], *options, add_generation_prompt=False) == whole:
@@ -98,5 +100,11 @@ def _check_nothing_lost(
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     spelling = Spelling()
-    TextEncoder(tokenizer, unicode_forms=False).spell(text.encode(), spelling)
+    _text_encoder(tokenizer, len(tokenizer)).spell(text.encode(), spelling)
     return [token for token in spelling.ids if token is not None]
+
+
+# Rows of a dataset come one by one, and an encoder takes longer to build than to use.
+@lru_cache(maxsize=2)
+def _text_encoder(tokenizer: PreTrainedTokenizerBase, size: int) -> TextEncoder:
+    return TextEncoder(tokenizer, unicode_forms=False)

@@ -143,24 +143,29 @@ def _check_conversation(messages: Sequence[Message]) -> None:
             "The conversation is empty, so there is nothing to answer. Leave such rows out of the dataset."
         )
     for index, message in enumerate(messages):
-        # Rows come from users' files, where the declared type is only a hope.
-        if not isinstance(cast(Any, message), Mapping) or not isinstance(message.get("role"), str):
-            raise TemplateError(
-                f"Message {index} of the conversation is {message!r}. Each message must be a dict with a `role` and a "
-                "`content`, for example {'role': 'user', 'content': 'Hi'}."
-            )
-        content: Any = message.get("content")
-        if isinstance(content, list):
-            _check_parts(index, cast("list[Any]", content))
-        elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            raise TemplateError(
-                f"Message {index} (role {message['role']!r}) has the content {content!r}. The content must be text; "
-                "only a message with `tool_calls` may go without."
-            )
+        check_message(index, message)
     if messages[-1]["role"] == "assistant":
         raise TemplateError(
             f"The conversation of {len(messages)} messages ends with an assistant turn, so there is nothing left to "
             "answer. Strip this turn first: it is the completion, not part of the prompt."
+        )
+
+
+def check_message(index: int, message: Message) -> None:
+    """Refuse a message that no template can render faithfully; `index` is its place in the conversation."""
+    # Rows come from users' files, where the declared type is only a hope.
+    if not isinstance(cast(Any, message), Mapping) or not isinstance(message.get("role"), str):
+        raise TemplateError(
+            f"Message {index} of the conversation is {message!r}. Each message must be a dict with a `role` and a "
+            "`content`, for example {'role': 'user', 'content': 'Hi'}."
+        )
+    content: Any = message.get("content")
+    if isinstance(content, list):
+        _check_parts(index, cast("list[Any]", content))
+    elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        raise TemplateError(
+            f"Message {index} (role {message['role']!r}) has the content {content!r}. The content must be text; "
+            "only a message with `tool_calls` may go without."
         )
 
 

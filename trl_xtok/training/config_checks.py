@@ -85,11 +85,6 @@ def refuse_unsupported(args: Any) -> None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
         )
-    if args.advantage_baseline == "position" and args.objective not in ("auto", "chunk_rkl"):
-        raise ConfigError(
-            f"`advantage_baseline='position'` has no effect on `objective={args.objective!r}`, which compares the "
-            "next-token distributions themselves. Use 'mean' or 'none', or `objective='chunk_rkl'`."
-        )
     for name in ("fp16", "use_liger_kernel"):
         if getattr(args, name) and args.use_cpu:
             raise ConfigError(f"`{name}=True` has no effect on a CPU, where float32 is used. Leave it at False.")
@@ -115,6 +110,11 @@ def refuse_invalid(args: Any, objective: ObjectiveName) -> None:
             f"`scoring_temperature={scoring}` differs from `temperature={args.temperature}`, but `objective="
             f"{objective!r}` credits samples by the distribution that they were drawn from. Give both one value, or "
             "choose 'chunk_jsd', 'shared_vocab_jsd' or 'exact_jsd'."
+        )
+    if args.advantage_baseline == "position" and objective in ("hybrid", "prefix_jsd"):
+        raise ConfigError(
+            f"`advantage_baseline='position'` has no effect on `objective={objective!r}`, which compares the "
+            "next-token distributions themselves. Use 'mean' or 'none', or `objective='chunk_rkl'`."
         )
     if args.lmbda < 1 and objective == "chunk_rkl" and not args.crossentropy_weight:
         raise ConfigError(

@@ -31,8 +31,7 @@ def read_prompt(example: Mapping[str, Any]) -> Prompt:
     Raises:
         DataError: If the row has no column a prompt can be read from, or what it holds is not a prompt.
     """
-    given = [name for name in ("image", "images") if example.get(name) is not None]
-    if images := [name for name in given if not isinstance(example[name], list) or example[name]]:
+    if images := [name for name in ("image", "images") if name in example]:
         raise DataError(
             f"The row has `{images[0]}`: {str(example[images[0]])[:80]}, and only text can be aligned between two "
             "tokenizers. Remove the column, or the rows that need it."
@@ -66,7 +65,7 @@ def read_completion(example: Mapping[str, Any]) -> Prompt:
     Raises:
         DataError: If there is none.
     """
-    completion = _written_completion(example)
+    completion = find_completion(example)
     if not completion or not isinstance(completion, str | list):
         raise DataError(
             f"`lmbda` below 1 without `seq_kd` trains on the dataset's completions, and a row with the columns "
@@ -76,9 +75,13 @@ def read_completion(example: Mapping[str, Any]) -> Prompt:
     return completion
 
 
-def has_completion(example: Mapping[str, Any]) -> bool:
-    """Whether a row says how its prompt goes on."""
-    return bool(_written_completion(example))
+def find_completion(example: Mapping[str, Any]) -> Any:
+    """What a dataset row says of how its prompt goes on, if anything."""
+    example = _from_sharegpt(example)
+    messages = example.get("messages")
+    if example.get("completion") is None and "prompt" not in example and messages and _is_assistant_turn(messages[-1]):
+        return messages[-1:]
+    return example.get("completion")
 
 
 def _from_sharegpt(example: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -98,14 +101,6 @@ def _as_message(turn: Mapping[str, Any]) -> dict[str, Any]:
     if "from" not in turn:
         return dict(turn)
     return {"role": _SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")}
-
-
-def _written_completion(example: Mapping[str, Any]) -> Any:
-    example = _from_sharegpt(example)
-    messages = example.get("messages")
-    if example.get("completion") is None and "prompt" not in example and messages and _is_assistant_turn(messages[-1]):
-        return messages[-1:]
-    return example.get("completion")
 
 
 def read_tools(example: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -178,21 +173,30 @@ class PromptCollator:
             "teacher_prompt_attention_mask": teacher_attention_mask,
         }
         # Prompts to evaluate on may come without.
-        if self.with_completions and all(map(has_completion, examples)):
-            batch["completions"], batch["completion_attention_mask"] = left_pad([*map(self.completion, examples)], 0)
+        if self.with_completions and all(map(find_completion, examples)):
+            rows = [self.completion(example, prompt) for example, prompt in zip(examples, student, strict=True)]
+            batch["completions"], batch["completion_attention_mask"] = left_pad(rows, 0)
         return batch
 
-    def completion(self, example: Mapping[str, Any]) -> list[int]:
-        """The completion of a dataset row in student tokens.
+    def completion(self, example: Mapping[str, Any], prompt: Sequence[int]) -> list[int]:
+        """The completion of a dataset row in student tokens, as far as there is room for it after its prompt.
+
+        Args:
+            example: The row.
+            prompt: Its prompt in student tokens.
 
         Raises:
             DataError: If there is none, or it has tokens that the student lacks.
         """
-        prompt, completion = read_prompt(example), read_completion(example)
-        options = {"chat_template_kwargs": self.chat_template_kwargs, "tools": read_tools(example)}
-        ids = completion_ids(self.student_tokenizer, prompt, completion, **options)
+        ids = completion_ids(
+            self.student_tokenizer,
+            read_prompt(example),
+            read_completion(example),
+            chat_template_kwargs=self.chat_template_kwargs,
+            tools=read_tools(example),
+        )
         if self.student_context is not None:
-            ids = ids[: self.student_context - len(self.tokenize_row(example)[0])]
+            ids = ids[: self.student_context - len(prompt)]
         _check_ids("student", ids, self.student_vocab_size, self.student_tokenizer)
         return ids
 

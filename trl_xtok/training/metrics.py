@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +32,8 @@ DROP_REASONS = (
     "unspellable",
     "whitespace",
 )
+# Kinds of steps that are reported apart.
+Mode = Literal["train", "off_policy", "eval"]
 PHASES = ("rollout", "align", "teacher", "student")
 _SUMS = (
     "tokens",
@@ -65,7 +68,7 @@ class CoverageGuard:
         kind: Of which steps.
     """
 
-    def __init__(self, min_coverage: float, kind: str = "train"):
+    def __init__(self, min_coverage: float, kind: Mode = "train"):
         self.min_coverage, self._kind = min_coverage, kind
         self._low_steps = 0
 

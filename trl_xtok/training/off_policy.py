@@ -7,11 +7,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ..alignment.aligner import TokenizerAligner
-from ..alignment.templates import end_of_turn_id, stop_ids
+from ..alignment.templates import stop_ids
 from ..errors import DataError
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator, unpad
-from .rollouts import generate_completions
+from .rollouts import end_ids, generate_completions
 from .scoring import causal_lm
 from .teachers import LocalTeacher
 
@@ -46,7 +46,6 @@ class TeacherWriter:
     Args:
         teacher: Who writes.
         collator: Knows both tokenizers.
-        student_aligner: Knows with which tokens the student ends a completion.
         args: `temperature` and `max_new_tokens`, which bounds the tokens of either side.
     """
 
@@ -54,20 +53,17 @@ class TeacherWriter:
         self,
         teacher: LocalTeacher,
         collator: PromptCollator,
-        student_aligner: TokenizerAligner,
         args: CrossTokenizerGKDConfig,
     ):
         self._teacher, self._args = teacher, args
-        own = teacher.model.generation_config.eos_token_id
         stops = stop_ids(collator.teacher_tokenizer, chat_template=collator.teacher_chat_template)
-        stops |= {own} if isinstance(own, int) else set(own or ())
+        stops |= end_ids(teacher.model.generation_config)
         # Other control tokens are no text either: a student would learn to spell them.
         self._controls = frozenset(collator.teacher_tokenizer.all_special_ids) - stops
         self._aligner = TokenizerAligner(
             collator.teacher_tokenizer,
             collator.student_tokenizer,
             student_stop_ids=stops,
-            teacher_end_id=_end_id(collator, student_aligner),
         )
         self._generation_config = GenerationConfig(
             max_new_tokens=args.max_new_tokens,
@@ -101,10 +97,3 @@ class TeacherWriter:
 
 def _rows(batches: Sequence[Mapping[str, Tensor]], ids: str, mask: str) -> list[list[int]]:
     return [row for batch in batches for row in unpad(batch[ids], batch[mask])]
-
-
-def _end_id(collator: PromptCollator, student_aligner: TokenizerAligner) -> int | None:
-    """The token with which the student is to end: the one its template writes, if sampling stops there."""
-    stops = student_aligner.student_stop_ids
-    own = end_of_turn_id(collator.student_tokenizer)
-    return own if own in stops else min(stops, default=None)

@@ -11,6 +11,12 @@ from .data import left_pad, unpad
 from .trl_compat import GKDTrainer
 
 
+def end_ids(generation_config: GenerationConfig) -> frozenset[int]:
+    """The tokens at which generation ends."""
+    ids = generation_config.eos_token_id
+    return frozenset([ids] if isinstance(ids, int) else ids or ())
+
+
 @contextmanager
 def sampling_seed(*numbers: int, device: torch.device) -> Iterator[None]:
     """Make sampling depend on `numbers` alone, and leave the random state as it was.

@@ -24,6 +24,7 @@ from ..errors import ConfigError, DataError, TemplateError
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator, is_conversational_prompt, read_completion, read_prompt
 from .loading import Model, check_model, context_length, name_of
+from .rollouts import end_ids
 
 
 # So many of the longest prompts are tokenized before the first step: to tokenize them all would take minutes.
@@ -185,17 +186,19 @@ def _check_dataset(name: str, dataset: Any, collator: PromptCollator, *, custom:
         _need_template(
             "student", collator.student_tokenizer.chat_template, collator.student_tokenizer, "chat_template_path"
         )
-    collator.tokenize_row(first)
     completes = collator.with_completions and name == "train_dataset"
-    if completes:
-        collator.completion(first)
+    _tokenize(first, collator, completes)
     # A stream may be endless, and reading it takes as long as training on it.
     if isinstance(dataset, Dataset):
         for _, number, row in heapq.nlargest(_LONGEST, _rows_by_length(name, dataset, completes)):
             with _at_row(name, number):
-                collator.tokenize_row(row)
-                if completes:
-                    collator.completion(row)
+                _tokenize(row, collator, completes)
+
+
+def _tokenize(row: Mapping[str, Any], collator: PromptCollator, completes: bool) -> None:
+    prompt, _ = collator.tokenize_row(row)
+    if completes:
+        collator.completion(row, prompt)
 
 
 def _rows_by_length(name: str, dataset: Dataset, completes: bool) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
@@ -273,23 +276,25 @@ def _room(side: str, context: int | None, max_new_tokens: int) -> int | None:
     return context - max_new_tokens
 
 
-def make_aligner(collator: PromptCollator, generation_config: GenerationConfig) -> TokenizerAligner:
-    """The aligner for rollouts that end as `generation_config` says.
+def finish_generation_config(generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Change what the parent left as rollouts cannot use it.
 
-    It is given the stop tokens of tokenizer and chat template where it lacks them: generation of a base model ends at
+    Where it lacks them it is given the stop tokens of tokenizer and chat template: generation of a base model ends at
     the end of a text only, and its chat template ends a turn with another token.
     """
     # The parent samples without a KV cache when gradient checkpointing is on; it is off while we sample.
     generation_config.use_cache = True
-    given = generation_config.eos_token_id
-    stops = {given} if isinstance(given, int) else set(given or ())
-    if missing := stop_ids(collator.student_tokenizer) - stops:
-        stops |= missing
-        generation_config.eos_token_id = sorted(stops)
+    stops = end_ids(generation_config)
+    if missing := stop_ids(tokenizer) - stops:
+        generation_config.eos_token_id = sorted(stops | missing)
+
+
+def make_aligner(collator: PromptCollator, generation_config: GenerationConfig) -> TokenizerAligner:
+    """The aligner for rollouts that end as `generation_config` says."""
     teacher, template = collator.teacher_tokenizer, collator.teacher_chat_template
     return TokenizerAligner(
         collator.student_tokenizer,
         teacher,
-        student_stop_ids=stops,
+        student_stop_ids=end_ids(generation_config),
         teacher_end_id=None if template is None else end_of_turn_id(teacher, chat_template=template),
     )

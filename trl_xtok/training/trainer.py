@@ -7,7 +7,7 @@ by the teacher, since the number of tokens that are trained on, by which the los
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -27,7 +27,7 @@ from . import loading, setup
 from .advantages import fix_means
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
-from .metrics import CoverageGuard, RunMetrics
+from .metrics import CoverageGuard, Mode, RunMetrics
 from .objective import choose_objective, make_objective, student_scores, token_losses
 from .off_policy import TeacherWriter, is_on_policy, read_completions
 from .rollouts import generate_completions, sampling_seed
@@ -45,7 +45,6 @@ from .trl_compat import (
 from .window import MicroBatch, StudentScores, align_rollouts
 
 
-Mode = Literal["train", "off_policy", "eval"]
 _OFF: Mode = "off_policy"
 # Keeps evaluation from drawing what some training step draws.
 _EVALUATION = 1_000_003
@@ -168,6 +167,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        setup.finish_generation_config(self.generation_config, tokenizer)
         self.aligner = setup.make_aligner(collator, self.generation_config)
         loading.let_gradients_through(self.model)
         check_head(student := causal_lm(self.model), "student")
@@ -175,7 +175,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
         self.teacher_model = self.teacher.model
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
-        self._written = TeacherWriter(self.teacher, collator, self.aligner, args) if args.seq_kd else read_completions
+        self._written = TeacherWriter(self.teacher, collator, args) if args.seq_kd else read_completions
         self._run_metrics: dict[Mode, RunMetrics] = {mode: RunMetrics() for mode in get_args(Mode)}
         self._coverage_guards = {mode: CoverageGuard(args.min_coverage, mode) for mode in get_args(Mode)}
 

@@ -7,6 +7,7 @@ is not trained on is counted by reason here, before anything is normalized.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -155,7 +156,7 @@ class Selection(NamedTuple):
     max_chunk_tokens: int | None = None
     drop_whitespace: bool = False
 
-    def drop_reason(self, tokens: int, *, blank: bool) -> str | None:
+    def drop_reason(self, tokens: int, blank: bool) -> str | None:
         """Why a chunk with this many tokens on its longer side is left out, or `None`."""
         if self.drop_whitespace and blank:
             return "whitespace"
@@ -244,24 +245,27 @@ def assemble(
     scored = teacher_logps.isfinite().tolist()
     # The larger of the two counts of tokens.
     sizes = Counter(chunks) | Counter(teacher_chunks)
-    for token, chunk in [(place, number) for place, number in enumerate(chunks) if number >= 0]:
-        reason = "unfinished" if chunk in unfinished else None if scored[chunk] else "teacher"
-        if reason := reason or selection.drop_reason(sizes[chunk], blank=chunk in blank):
-            chunks[token], reasons[token] = -1, reason
+    why = [
+        "unfinished" if c in unfinished else selection.drop_reason(sizes[c], c in blank) if scored[c] else "teacher"
+        for c in range(len(chunk_bytes))
+    ]
+    reasons = [why[chunk] if chunk >= 0 else reason for chunk, reason in zip(chunks, reasons, strict=True)]
+    chunks = [-1 if reason else chunk for chunk, reason in zip(chunks, reasons, strict=True)]
     starts = None
     if comparison is not None and teacher_states is not None:
         student_ids = [token_id for rollout in rollouts for token_id in rollout.completion_ids]
         teacher_ids = [token_id for rollout in rollouts for token_id in rollout.alignment.teacher_ids]
         starts = comparison.starts((student_ids, chunks), (teacher_ids, teacher_chunks), teacher_states, device)
     charged = [selection.charge_dropped and reason in CHARGED_REASONS for reason in reasons]
-    leaving = [leaves for rollout in rollouts for leaves in rollout.leaves_canonical()]
     return MicroBatch(
         packed=pack([r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts], device),
         chunks=to_device(torch.tensor(chunks, dtype=torch.long), device),
         teacher_logps=teacher_logps.nan_to_num(0.0, 0.0, 0.0).to(device),
         chunk_bytes=to_device(torch.tensor(chunk_bytes, dtype=torch.long), device),
         charged=to_device(torch.tensor(charged, dtype=torch.bool), device),
-        leaving=to_device(torch.tensor(leaving, dtype=torch.bool), device),
+        leaving=to_device(
+            torch.tensor([*chain.from_iterable(r.leaves_canonical() for r in rollouts)], dtype=torch.bool), device
+        ),
         selection=selection,
         dropped=Counter(reason for reason in reasons if reason is not None),
         starts=starts,

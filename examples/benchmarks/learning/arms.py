@@ -83,12 +83,14 @@ class Arm:
         learning_rate: At its peak.
         longer: How many times as many steps as the others it takes.
         teacher: Which teacher it learns from.
+        reads: Whether it reads what the teacher wrote, which then belongs to its cost.
     """
 
     build: Callable[[Setting], Trainer]
     learning_rate: float = 1e-4
     longer: int = 1
     teacher: str = TEACHER_NAME
+    reads: bool = False
 
 
 def fine_tune(student: Path, rows: Dataset, arguments: dict[str, Any]) -> Trainer:
@@ -177,7 +179,7 @@ def _arm(build: Callable[..., Trainer], **options: Any) -> Arm:
 
 _REVERSE: dict[str, Any] = {"beta": 1.0}
 ARMS: dict[str, Arm] = {
-    "SFT on the teacher's texts": Arm(sft, learning_rate=3e-4, longer=2),
+    "SFT on the teacher's texts": Arm(sft, learning_rate=3e-4, longer=2, reads=True),
     # At the rate of the others it solves nothing after 30 steps.
     "TRL GOLD, observed merge": Arm(partial(gold, merge="observed"), learning_rate=1e-5),
     "TRL GOLD, bayesian merge": Arm(partial(gold, merge="bayesian"), learning_rate=1e-5),

@@ -64,7 +64,7 @@ def _train_teacher(folder: Path, name: str, side: str, task: str, steps: int) ->
 
 def _write(folder: Path, task: str, amounts: Amounts) -> None:
     """Texts of the teacher, sampled as a student samples; the first ones are for the cold start."""
-    model, tokenizer = load(folder / "teacher")
+    model, tokenizer = load(folder / TEACHER_NAME)
     source = list(islice(problems(task, "written", held_out=False), amounts.student_texts + amounts.written))
     rows, flops_per_text = [], 0.0
     for start in range(0, len(source), 512):

@@ -7,6 +7,7 @@ from statistics import mean
 
 from examples.benchmarks.report import markdown_table, number
 
+from .arms import ARMS
 from .runs import FIGURES, Run
 
 
@@ -58,7 +59,7 @@ def draw(runs: Sequence[Run], task: str, path: Path) -> None:
     figure, axes = pyplot.subplots(
         lines, columns, sharex=True, sharey=True, figsize=(10, 1 + 1.7 * lines), squeeze=False
     )
-    reference = next((group for (arm, _), group in groups.items() if arm.startswith("SFT")), None)
+    reference = next((group for (arm, _), group in groups.items() if ARMS[arm].reads), None)
     for panel, ((arm, _), group) in zip(axes.flat, groups.items(), strict=False):
         for drawn, colour in ((reference, "#999999"), (group, "#f58518" if arm.startswith("TRL") else "#4c78a8")):
             if drawn is not None:

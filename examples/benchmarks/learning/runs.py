@@ -22,7 +22,7 @@ from .prepare import accuracy, exam
 # Operations are counted in one step of so many, since counting slows them down.
 COUNTED_EVERY = 80
 CHECKPOINTS = 4
-# Steps of every arm's evaluation by our trainer, named as there.
+# By the names under which our trainer logs them.
 FIGURES = ("xtok/reverse_kl_per_byte", "xtok/coverage", "xtok/noncanonical_ratio", "xtok/stop_rate")
 FIGURES += ("completions/mean_length",)
 
@@ -89,8 +89,7 @@ def run_arm(name: str, setting: Setting, path: Path) -> None:
     setting = replace(setting, steps=setting.steps * arm.longer)
     trainer = arm.build(setting)
     trainer.remove_callback(PrinterCallback)
-    # What the teacher's texts cost belongs to the arm that reads them.
-    written = BATCH * json.loads((setting.folder / "flops_per_text.json").read_text()) if name.startswith("SFT") else 0
+    written = BATCH * json.loads((setting.folder / "flops_per_text.json").read_text()) if arm.reads else 0
     watch = Watch(Run(name, setting.seed, setting.learning_rate), trainer, setting.task, written)
     trainer.add_callback(watch)
     trainer.train()
