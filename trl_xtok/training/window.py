@@ -7,7 +7,6 @@ is not trained on is counted by reason here, before anything is normalized.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -228,9 +227,8 @@ def assemble(
         comparison: Finds where to compare next-token distributions; `None` if the objective compares none.
         device: Where the student is.
     """
-    chunks, teacher_chunks, reasons, chunk_bytes = [], [], [], []
-    unfinished: set[int] = set()
-    blank: set[int] = set()
+    chunks, teacher_chunks, reasons, chunk_bytes, leaving = [], [], [], [], []
+    unfinished, blank = set[int](), set[int]()
     for rollout in rollouts:
         alignment, offset = rollout.alignment, len(chunk_bytes)
         chunks += (c + offset if c >= 0 else -1 for c in alignment.student_chunks)
@@ -238,6 +236,7 @@ def assemble(
         reasons += alignment.drop_reasons
         chunk_bytes += _bytes_by_chunk(alignment)
         blank |= {chunk + offset for chunk in rollout.blank_chunks}
+        leaving += rollout.leaves_canonical()
         if alignment.num_chunks and not rollout.stopped and not selection.keep_unfinished:
             unfinished.add(len(chunk_bytes) - 1)
     scorer = teacher_token_logps.device
@@ -263,9 +262,7 @@ def assemble(
         teacher_logps=teacher_logps.nan_to_num(0.0, 0.0, 0.0).to(device),
         chunk_bytes=to_device(torch.tensor(chunk_bytes, dtype=torch.long), device),
         charged=to_device(torch.tensor(charged, dtype=torch.bool), device),
-        leaving=to_device(
-            torch.tensor([*chain.from_iterable(r.leaves_canonical() for r in rollouts)], dtype=torch.bool), device
-        ),
+        leaving=to_device(torch.tensor(leaving, dtype=torch.bool), device),
         selection=selection,
         dropped=Counter(reason for reason in reasons if reason is not None),
         starts=starts,
