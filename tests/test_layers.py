@@ -30,6 +30,7 @@ LAYERS = [
     "objectives.losses",
     "objectives.event_map",
     "objectives.liger_jsd",
+    "objectives.jsd_block",
     "objectives.vocab_jsd",
     "training.trl_compat",
     "training.config_checks",

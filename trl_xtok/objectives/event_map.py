@@ -1,8 +1,9 @@
 """Events that two vocabularies have in common, and how the tokens of one of them make them up."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -12,26 +13,12 @@ from torch.nn.functional import embedding_bag
 from ..errors import ModelError
 
 
-class EventLogps(NamedTuple):
-    """Log-probs of events, and what is needed to go back to tokens.
-
-    Attributes:
-        logps: Log-prob of each event, at least the smallest that a number of its kind can be the exponential of.
-        token_weights: Where events are classes, what each token weighs, 0 for those that take no part.
-        event_weights: And what the tokens of each event weigh together.
-    """
-
-    logps: Float[Tensor, "rows events"]
-    token_weights: Float[Tensor, "rows vocab"] | None = None
-    event_weights: Float[Tensor, "rows events"] | None = None
-
-
 @dataclass(frozen=True)
 class EventMap:
     """How the tokens of one vocabulary make up events.
 
-    Tensors over a vocabulary are taken and made with neighbouring rows, not neighbouring tokens, next to each other in
-    memory: to pick and to add up tokens then is to copy and to add up whole lines.
+    Tensors over a vocabulary have a line per token, with its numbers for all positions next to each other in memory:
+    to pick and to add up tokens then is to copy and to add up whole lines.
 
     Attributes:
         columns: Tokens that take part, in an order that both sides share; the distribution is renormalised over them.
@@ -63,6 +50,11 @@ class EventMap:
         """Events that no token of this side makes up, `None` if there can be none."""
         return None if self.classes is None else torch.bincount(self.classes, minlength=self._num_classes) == 0
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether each token of the vocabulary is an event."""
+        return self.columns is None and self.classes is None
+
     def count(self, vocab_size: int) -> int:
         """How many events there are for a vocabulary of this size."""
         if self.classes is not None:
@@ -74,34 +66,80 @@ class EventMap:
         return cast(int, self.num_events)
 
     @cached_property
-    def _first_of_class(self) -> Tensor:
+    def _class_starts(self) -> Int[Tensor, " bounds"]:
         classes = cast(Tensor, self.classes)
-        return torch.searchsorted(classes, torch.arange(self._num_classes, device=classes.device))
+        return torch.searchsorted(classes, torch.arange(self._num_classes + 1, device=classes.device))
 
-    def event_logps_(self, logits: Float[Tensor, "rows vocab"]) -> EventLogps:
-        """Log-probs of the events; `logits` is used up."""
+    @cached_property
+    def _class_starts_on_host(self) -> Int[Tensor, " bounds"]:
+        return self._class_starts.cpu()
+
+    def normalize_(self, logits: Float[Tensor, "vocab rows"], tile: int) -> None:
+        """Turn logits into scores of tokens, `tile` lines at a time.
+
+        Scores are log-probs among the tokens that take part, but probabilities where events are classes. The other
+        tokens become impossible.
+        """
+        if self.columns is not None and len(self.columns) < len(logits):
+            idle = torch.ones(len(logits), dtype=torch.bool, device=logits.device).index_fill_(0, self.columns, False)
+            # They could be so likely that all others vanish beside them.
+            logits.index_fill_(0, idle.nonzero().squeeze(1), -torch.inf)
+        totals = torch.stack([_logsumexp(lines) for lines in _tiles(logits, tile)]).logsumexp(0)
+        for lines in _tiles(logits, tile):
+            lines.sub_(totals)
+            if self.classes is not None:
+                lines.exp_()
+
+    def logps_of(self, scores: Float[Tensor, "vocab rows"], events: slice) -> Float[Tensor, "events rows"]:
+        """Log-probs of some events, for classes at least the smallest one that a number can be the exponential of.
+
+        May be a view of the scores.
+        """
         if self.classes is None:
-            logps = logits if self.columns is None else logits.T.index_select(0, self.columns).T
-            return EventLogps(logps.sub_(logps.logsumexp(dim=1, keepdim=True)))
-        vocab_size = logits.shape[1]
-        columns = torch.arange(vocab_size, device=logits.device) if self.columns is None else self.columns
-        if len(columns) < vocab_size:
-            # A token that takes no part could be so likely that all others vanish beside it.
-            idle = torch.ones(vocab_size, dtype=torch.bool, device=logits.device).index_fill_(0, columns, False)
-            logits.masked_fill_(idle, -torch.inf)
-        weights = logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
-        sums = embedding_bag(columns, weights.T, self._first_of_class, mode="sum").T
-        logps = (sums / sums.sum(dim=1, keepdim=True)).clamp_(min=torch.finfo(sums.dtype).tiny).log_()
-        return EventLogps(logps, weights, sums)
+            return scores[events] if self.columns is None else scores.index_select(0, self.columns[events])
+        first, end = (int(self._class_starts_on_host[event]) for event in (events.start, events.stop))
+        tokens = torch.arange(first, end, device=scores.device) if self.columns is None else self.columns[first:end]
+        sums = embedding_bag(tokens, scores, self._class_starts[events] - first, mode="sum")
+        return sums.clamp_(min=torch.finfo(sums.dtype).tiny).log_()
 
-    def spread_(
-        self, event_values: Float[Tensor, "rows events"], events: EventLogps, vocab_size: int
-    ) -> Float[Tensor, "rows vocab"]:
-        """The value of each event times the share that a token has in it; 0 for tokens that take no part."""
-        values = event_values
-        if self.classes is not None and events.token_weights is not None and events.event_weights is not None:
-            values.div_(events.event_weights.clamp_(min=torch.finfo(values.dtype).tiny))
-            values = values.T.index_select(0, self.classes).T
-        if self.columns is not None:
-            values = values.new_zeros(vocab_size, len(values)).index_copy_(0, self.columns, values.T).T
-        return values if events.token_weights is None else values.mul_(events.token_weights)
+    def pull_(
+        self,
+        scores: Float[Tensor, "vocab rows"],
+        event_pulls: Float[Tensor, "events rows"],
+        totals: Float[Tensor, " rows"],
+        tile: int,
+    ) -> None:
+        """Turn scores into `probability * (event_pulls - totals)` where events are classes, else into
+        `event_pulls - probability * totals`; 0 for tokens that take no part.
+        """
+        if self.classes is None:
+            for lines in _tiles(scores, tile):
+                lines.exp_().mul_(-totals)
+            if self.columns is None:
+                scores.add_(event_pulls)
+            else:
+                scores.index_add_(0, self.columns, event_pulls)
+            return
+        for part in slices(len(self.classes), tile):
+            weights = event_pulls.index_select(0, self.classes[part]).sub_(totals)
+            if self.columns is None:
+                scores[part].mul_(weights)
+            else:
+                tokens = self.columns[part]
+                scores.index_copy_(0, tokens, weights.mul_(scores.index_select(0, tokens)))
+
+
+def slices(total: int, size: int) -> Iterator[slice]:
+    """Stretches of so many of a total, the last one shorter."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _tiles(lines: Tensor, size: int) -> Iterator[Tensor]:
+    """Views of so many lines."""
+    return (lines[part] for part in slices(len(lines), size))
+
+
+def _logsumexp(lines: Float[Tensor, "lines rows"]) -> Float[Tensor, " rows"]:
+    """`lines.logsumexp(0)` in half the time; also where all are -inf."""
+    largest = lines.amax(0).clamp_(min=torch.finfo(lines.dtype).min)
+    return (lines - largest).exp_().sum(0).log_().add_(largest)

@@ -32,7 +32,7 @@ def use_liger_jsd(
 
 
 def _why_not(hidden: Tensor, *sides: tuple[LMHead, EventMap]) -> str | None:
-    whole = all(events.columns is None and events.classes is None for _, events in sides)
+    whole = all(events.is_whole for _, events in sides)
     if not whole or len({len(head.weight) for head, _ in sides}) > 1:
         return "it compares whole vocabularies of one size only"
     if any(head.bias is not None or head.softcap is not None or head.scale != 1.0 for head, _ in sides):

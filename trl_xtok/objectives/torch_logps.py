@@ -144,7 +144,7 @@ class TrainableHeadLogps(torch.autograd.Function):
                 pushed = torch.zeros_like(states, dtype=plan.float_dtype)
                 for columns, tile, slope in _tiles(states, head, bias, plan, with_slope=True):
                     tile.sub_(log_totals[rows, None]).exp_()
-                    local, inside = _inside(ids[rows], columns)
+                    local, inside = locate(ids[rows], columns)
                     tile.scatter_add_(1, local, inside.to(tile.dtype).neg_())
                     if slope is not None:
                         tile.mul_(slope)
@@ -186,7 +186,7 @@ def _score(
     others, logits = torch.zeros_like(largest), torch.zeros_like(largest)
     mixture = torch.zeros_like(hidden, dtype=plan.float_dtype) if with_direction else None
     for columns, tile, slope in _tiles(hidden, head, bias, plan, with_slope=with_direction):
-        local, inside = _inside(ids, columns)
+        local, inside = locate(ids, columns)
         logits = tile.gather(1, local).where(inside, logits)
         raised = largest.maximum(tile.amax(dim=1, keepdim=True))
         shrink = (largest - raised).exp_()
@@ -214,13 +214,6 @@ def _ids(targets: Int[Tensor, " tokens"]) -> tuple[Int[Tensor, "tokens 1"], Bool
     return targets.masked_fill(ignored, 0).long()[:, None], ignored
 
 
-def _inside(ids: Int[Tensor, "rows 1"], columns: slice) -> tuple[Int[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:
-    """The ids as columns of a tile, and whether they are in it; those that are not stand at its border."""
-    width = columns.stop - columns.start
-    local = ids - columns.start
-    return local.clamp(0, width - 1), (local >= 0) & (local < width)
-
-
 def _row_groups(hidden: Tensor, head: Tensor, plan: Plan, *, with_slope: bool) -> Iterator[slice]:
     size, _ = plan.tile_shape(len(hidden), len(head), with_slope=with_slope)
     return (slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size))
@@ -244,6 +237,13 @@ def _tiles(
         tile = buffer[: rows * (columns.stop - start)].view(rows, -1)
         tile_bias = None if bias is None else bias[columns]
         yield columns, tile, write_logits(tile, operand, head[columns], tile_bias, plan, with_slope=with_slope)
+
+
+def locate(ids: Int[Tensor, "rows 1"], columns: slice) -> tuple[Int[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:
+    """The ids as columns of a tile, and whether they are in it; those that are not stand at its border."""
+    width = columns.stop - columns.start
+    local = ids - columns.start
+    return local.clamp(0, width - 1), (local >= 0) & (local < width)
 
 
 def write_logits(
@@ -284,4 +284,4 @@ def add_matmul_(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _sums_in_float32(operand: Tensor) -> bool:
     # `out_dtype` exists on CUDA only, and older devices (T4) lack the kernels.
-    return operand.is_cuda and torch.cuda.get_device_capability(operand.device) >= (8, 0)
+    return operand.is_cuda and operand.itemsize == 2 and torch.cuda.get_device_capability(operand.device) >= (8, 0)

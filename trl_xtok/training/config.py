@@ -86,7 +86,8 @@ class CrossTokenizerGKDConfig(GKDConfig):
         loss_backend (`str`, *optional*, defaults to `"auto"`):
             Who computes log-probs without logits: `"liger"`, `"torch"`, or `"auto"` (Liger on CUDA, if it can).
         block_size (`int`, *optional*):
-            Number of tokens whose logits exist at the same time. `None` keeps them under 32 MiB.
+            Number of tokens whose logits exist at the same time. `None` keeps them under 32 MiB, and all that a
+            comparison of distributions needs under 48 MiB.
         load_teacher_in_4bit (`bool`, *optional*, defaults to `False`):
             Whether to load the teacher in 4-bit NF4 with bitsandbytes. Only for a teacher given by name.
         teacher_quantization_config (`dict` or `str`, *optional*):
@@ -185,7 +186,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
     )
     block_size: int | None = field(
         default=None,
-        metadata={"help": "Number of tokens whose logits exist at the same time. None keeps them under 32 MiB."},
+        metadata={"help": "Number of tokens whose logits exist at the same time. None keeps them under 48 MiB."},
     )
     generation_batch_size: int | None = field(
         default=None,

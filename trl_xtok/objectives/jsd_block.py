@@ -1,0 +1,214 @@
+"""The comparison of two models' next-token distributions at a block of positions, in tiles of events.
+
+Neighbouring positions lie next to each other in memory, as an `EventMap` needs them. Scores and log-probs are made in
+place; what else the arithmetic needs exists for a few events at a time, which a processor's cache can hold.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .event_map import EventMap, slices
+from .torch_logps import Plan, locate, write_logits
+
+
+# Scores of one side and events, for a block of positions.
+BLOCK_BYTES = 48 * 2**20
+# Scores of a few events for all positions of a block; the arithmetic goes over them several times.
+TILE_BYTES = 2**19
+# Where there is no such cache, and in small vocabularies, there are this many tiles of events.
+TILES = 8
+# How many tensors of a tile live at one time.
+TILE_TENSORS = 4
+
+
+class Buffers(NamedTuple):
+    """Memory for a block of positions; new memory for each block would cost more than its use.
+
+    Attributes:
+        scores: Of one side's tokens at a time.
+        events: The teacher's log-probs, then what pulls at the student.
+    """
+
+    scores: Tensor
+    events: Tensor
+
+
+class Pair(NamedTuple):
+    """What is compared, and how.
+
+    Attributes:
+        student: How the student's logits are made.
+        student_events: How its vocabulary makes up the events.
+        teacher: The same for the teacher.
+        teacher_events: The same for the teacher.
+        teacher_hidden: The teacher's final hidden states, `[positions, teacher_hidden]`.
+        teacher_weight: Its head, in the dtype of its products.
+        teacher_bias: The bias of its head.
+        beta: 0 forward KL, 1 reverse KL.
+        sampled: An event per position whose log-ratio is asked for.
+        block_size: As many logits as this number of positions has may be alive, for the larger vocabulary; `None` for
+            `BLOCK_BYTES` of them.
+    """
+
+    student: Plan
+    student_events: EventMap
+    teacher: Plan
+    teacher_events: EventMap
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+    teacher_bias: Tensor | None
+    beta: float
+    sampled: Int[Tensor, "positions 1"] | None
+    block_size: int | None
+
+    @property
+    def pull_factor(self) -> float:
+        """What `compare_block` leaves out of the derivative."""
+        return self.student.factor * (1 - self.beta if self.beta < 1 else 1)
+
+    @property
+    def num_events(self) -> int:
+        """How many events there are."""
+        return self.teacher_events.count(len(self.teacher_weight))
+
+    def rows_per_block(self, vocab_size: int) -> int:
+        """How many positions are compared at a time, by how many numbers live for each of them."""
+        largest = max(vocab_size, len(self.teacher_weight))
+        room = BLOCK_BYTES // 4 if self.block_size is None else self.block_size * largest
+        in_half = self.student.dtype != self.student.float_dtype
+        own = vocab_size * (2 if self.student.softcap else 1) + vocab_size * in_half // 2
+        others = len(self.teacher_weight) * (2 if self.teacher.softcap else 1)
+        share = -(-self.num_events // TILES)
+        rows = max(1, room // (max(own, others) + self.num_events + TILE_TENSORS * share))
+        return rows - rows % 8 if rows > 8 else rows
+
+    def tile(self, rows: int) -> int:
+        """How many events are worked on at a time."""
+        share = -(-self.num_events // TILES)
+        return max(1, min(share, TILE_BYTES // (4 * rows))) if self.teacher_weight.device.type == "cpu" else share
+
+    def buffers(self, student_head: Tensor) -> Buffers:
+        """Memory for as many positions as are compared at a time."""
+        rows = min(self.rows_per_block(len(student_head)), len(self.teacher_hidden))
+        make = partial(student_head.new_empty, dtype=self.student.float_dtype)
+        return Buffers(make(rows * max(len(student_head), len(self.teacher_weight))), make(rows * self.num_events))
+
+    def blocks(self, vocab_size: int) -> Iterator[slice]:
+        """The positions, as many as are compared at a time."""
+        return slices(len(self.teacher_hidden), self.rows_per_block(vocab_size))
+
+
+def compare_block(
+    hidden: Float[Tensor, "rows hidden"],
+    head: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, " vocab"] | None,
+    rows: slice,
+    pair: Pair,
+    buffers: Buffers,
+    *,
+    with_pull: bool,
+    log_ratios: Float[Tensor, " rows"] | None = None,
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, "vocab rows"] | None]:
+    """Divergence of each row, and its derivative with respect to the student's `hidden @ head.T + bias`.
+
+    The derivative lacks `pull_factor`. The log-ratios of the sampled events are written to `log_ratios`.
+    """
+    tile = pair.tile(len(hidden))
+    events = _write_teacher(pair, rows, tile, buffers)
+    scores, slope = _logits(buffers.scores, hidden, head, bias, pair.student, with_slope=with_pull)
+    pair.student_events.normalize_(scores, tile)
+    sampled = None if log_ratios is None or pair.sampled is None else pair.sampled[rows]
+    value, totals = torch.zeros_like(scores[0]), torch.zeros_like(scores[0])
+    for part in slices(len(events), tile):
+        student, teacher = pair.student_events.logps_of(scores, part), events[part]
+        if log_ratios is not None and sampled is not None:
+            local, inside = locate(sampled, part)
+            found = (teacher.T.gather(1, local) - student.T.gather(1, local)).squeeze(1)
+            log_ratios.copy_(found.where(inside.squeeze(1), log_ratios))
+        _add_jsd_(value, totals, student, teacher, pair, part)
+    if not with_pull:
+        return value, None
+    pair.student_events.pull_(scores, events, totals, tile)
+    return value, scores if slope is None else scores.mul_(slope)
+
+
+def _write_teacher(pair: Pair, rows: slice, tile: int, buffers: Buffers) -> Float[Tensor, "events rows"]:
+    """The teacher's log-probs of the events; the memory of the scores is free again."""
+    whole = pair.teacher_events.is_whole
+    scores, _ = _logits(
+        buffers.events if whole else buffers.scores,
+        pair.teacher_hidden[rows],
+        pair.teacher_weight,
+        pair.teacher_bias,
+        pair.teacher,
+    )
+    pair.teacher_events.normalize_(scores, tile)
+    if whole:
+        return scores
+    events = _lines(buffers.events, pair.teacher_events.count(len(scores)), scores.shape[1])
+    for part in slices(len(events), tile):
+        events[part] = pair.teacher_events.logps_of(scores, part)
+    return events
+
+
+def _logits(
+    buffer: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: Plan,
+    *,
+    with_slope: bool = False,
+) -> tuple[Float[Tensor, "vocab rows"], Float[Tensor, "vocab rows"] | None]:
+    logits = _lines(buffer, len(weight), len(hidden))
+    slope = write_logits(logits.T, hidden.to(plan.dtype), weight, bias, plan, with_slope=with_slope)
+    return logits, None if slope is None else slope.T
+
+
+def _lines(buffer: Tensor, lines: int, rows: int) -> Float[Tensor, "lines rows"]:
+    return buffer[: lines * rows].view(lines, rows)
+
+
+def _add_jsd_(
+    value: Float[Tensor, " rows"],
+    totals: Float[Tensor, " rows"],
+    student: Float[Tensor, "events rows"],
+    teacher: Float[Tensor, "events rows"],
+    pair: Pair,
+    part: slice,
+) -> None:
+    """Add what some events contribute to the generalised JSD and to what all pulls have in common.
+
+    Their own pulls take the place of the teacher's log-probs, in the form that `EventMap.pull_` expects.
+    """
+    beta, in_classes, own = pair.beta, pair.student_events.classes is not None, student.exp()
+    tiny = torch.finfo(own.dtype).tiny
+    if beta == 0:
+        target = teacher.exp()
+        value += teacher.sub_(student).mul_(target).sum(0)
+        if pair.student_events.empty is not None:
+            # What no token of the student makes up pulls at nothing.
+            target.masked_fill_(pair.student_events.empty[part, None], 0)
+        totals -= target.sum(0)
+        torch.neg(target, out=teacher)
+        if in_classes:
+            teacher.div_(own.clamp_(min=tiny))
+        return
+    if beta == 1:
+        log_ratio = torch.sub(student, teacher, out=teacher)
+    else:
+        target = teacher.exp()
+        mixture = torch.lerp(own, target, beta).clamp_(min=tiny).log_()
+        value += target.mul_(teacher.sub_(mixture)).sum(0).mul_(beta)
+        log_ratio = torch.sub(student, mixture, out=teacher)
+    pulls = own.mul_(log_ratio)
+    total = pulls.sum(0)
+    totals += total
+    value += total if beta == 1 else total * (1 - beta)
+    if not in_classes:
+        teacher.copy_(pulls)
