@@ -150,7 +150,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         tokenizer = loading.load_student_tokenizer(processing_class, model, args)
         teacher_tokenizer = loading.load_teacher_tokenizer(teacher_processing_class, teacher, args)
         config = loading.read_config(model, args.model_init_kwargs, args)
-        teacher_config = loading.read_config(teacher, args.teacher_model_init_kwargs, args)
+        teacher_config = loading.read_teacher_config(teacher, args)
         collator = setup.make_collator(tokenizer, teacher_tokenizer, config, teacher_config, args)
         setup.check_datasets(train_dataset, eval_dataset, collator, custom=data_collator is not None)
 
@@ -199,7 +199,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             completions = iter(self._written(prompts) if mode == _OFF else self._roll_out(prompts))
         with metrics.timed("align"):
             windows = [align_rollouts(self.aligner, batch, completions) for batch in prompts]
-        with metrics.timed("teacher"):
+        with metrics.timed("teacher"), self.teacher.on_device():
             selection = self.objective.selection(self.args, self.aligner, on_policy=mode != _OFF)
             score = partial(self.objective.score, teacher=self.teacher, selection=selection, device=self.args.device)
             batches = [score(rollouts) for rollouts in windows]
