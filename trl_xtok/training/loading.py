@@ -215,11 +215,18 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDCon
     tokenizer.pad_token = pad_token
 
 
-def let_gradients_through(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from packing the weights of a 4-bit student for a CPU kernel that has no gradient.
+def prepare_student(model: PreTrainedModel) -> None:
+    """Undo what would make a student that bitsandbytes quantized train otherwise than it says.
 
-    It does so at the first forward in evaluation mode, on CPUs with the instructions for it, and never undoes it.
+    TRL rounds what is trained to bfloat16, where small updates vanish and for which float16 has no gradient scaling;
+    PEFT makes float32 of it where a run is resumed, which then goes on differently.
+
+    At the first forward in evaluation mode bitsandbytes packs 4-bit weights for a CPU kernel that has no gradient, on
+    CPUs with the instructions for it, and never undoes it.
     """
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False
+    quantized = [module for module in model.modules() if type(module).__name__ in ("Linear4bit", "Linear8bitLt")]
+    for module in quantized:
+        module.support_avx512bf16_for_cpu = False
+    for parameter in model.parameters():
+        if quantized and parameter.requires_grad:
+            parameter.data = parameter.data.float()

@@ -169,7 +169,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             )
         setup.finish_generation_config(self.generation_config, tokenizer)
         self.aligner = setup.make_aligner(collator, self.generation_config)
-        loading.let_gradients_through(self.model)
+        loading.prepare_student(self.model)
         check_head(student := causal_lm(self.model), "student")
         objective_name = choose_objective(args, self.aligner)
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
