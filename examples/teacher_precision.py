@@ -37,7 +37,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "4-bit NF4": {"load_teacher_in_4bit": True},
 }
 MODULES = (argparse, ast, inspect, random, statistics, textwrap)
-LENGTHS = range(60, 240)
+LENGTHS = range(60, 160)
 BATCH = 16
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     """Print the table of one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=get_args(DemoModel), default="gemma-3-270m")
-    parser.add_argument("--texts", type=int, default=150, help="sentences, and as many functions")
+    parser.add_argument("--texts", type=int, default=100, help="sentences, and as many functions")
     args = parser.parse_args()
     # bitsandbytes says on every forward that it casts to float16.
     logging.disable(logging.WARNING)
