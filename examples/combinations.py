@@ -28,7 +28,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import ByteLevelBPETokenizer
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 from examples.benchmarks.report import markdown_table
@@ -129,6 +129,7 @@ def train(folder: Path, pair: tuple[str, str]) -> tuple[list[float], float]:
         train_dataset=Dataset.from_dict({"prompt": PROMPTS * 2}),
         **STUDENTS[student](),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, peak_memory() - before
