@@ -19,7 +19,7 @@ from .tasks import Problem, problems
 
 
 # Enough that a third of what the student samples is right: one that can do little learns little from its own samples.
-COLD_START_STEPS = {"digits": 800, "words": 340}
+COLD_START_STEPS = {"digits": 800, "words": 380}
 # Samples for each problem of the exam.
 SAMPLES = 2
 
