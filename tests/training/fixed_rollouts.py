@@ -172,6 +172,7 @@ def train_one_step(
         trainer_class=FixedTrainer,
         train_dataset=dataset,
         eval_dataset=dataset,
+        compute_metrics=lambda prediction: {"num_completions": len(prediction.predictions)},
         callbacks=[recorder],
         peft_config=peft_config,
     )

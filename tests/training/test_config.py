@@ -305,3 +305,16 @@ def test_arguments_can_be_replaced(changes):
 def test_the_generation_batch_follows_the_training_batch_when_it_is_replaced():
     args = dataclasses.replace(config(per_device_train_batch_size=2), per_device_train_batch_size=16)
     assert args.generation_batch_size is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_completions_to_print", 0), ("log_unique_prompts", True)])
+def test_how_completions_are_logged_needs_them_to_be_logged(name, value):
+    with pytest.raises(ConfigError, match=f"`{name}={value}` has no effect without `log_completions=True`. Set that"):
+        config(**{name: value})
+    assert getattr(config(log_completions=True, **{name: value}), name) == value
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, True])
+def test_a_number_of_completions_to_print_that_is_none_is_refused(number):
+    with pytest.raises(ConfigError, match="`num_completions_to_print` must be a whole number, at least 0, or None"):
+        config(log_completions=True, num_completions_to_print=number)

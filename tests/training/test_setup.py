@@ -183,7 +183,7 @@ def test_a_prompt_leaves_room_for_a_whole_completion():
 
 @pytest.mark.usefixtures("no_weights")
 class TestArguments:
-    @pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics", "formatting_func"])
+    @pytest.mark.parametrize("name", ["preprocess_logits_for_metrics", "formatting_func"])
     def test_functions_that_would_never_be_called_are_refused(self, build, name):
         with pytest.raises(ConfigError, match=f"`{name}=.*is not supported by CrossTokenizerGKDTrainer"):
             build(**{name: print})

@@ -73,7 +73,14 @@ def cases() -> dict[str, dict[str, Any]]:
         },
         "both ranks idle": {"completions": {p: text(" a") for p in PROMPTS[:2]} | cut, **batch},
         "streamed": {"completions": only(0, 1, 2, 3), "streamed": True, "evaluate": True, **batch},
-        "sampled": {"completions": None, "prompts": ["The same prompt"] * 4, **batch},
+        "sampled": {
+            "completions": None,
+            "prompts": ["The same prompt"] * 4,
+            "evaluate": True,
+            "log_completions": True,
+            # Two of the six places of the two ranks are filled up.
+            **(batch | {"per_device_eval_batch_size": 3}),
+        },
     }
 
 

@@ -85,6 +85,12 @@ def refuse_unsupported(args: Any) -> None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
         )
+    if not args.log_completions:
+        for name in ("num_completions_to_print", "log_unique_prompts"):
+            if (value := getattr(args, name)) != type(args).__dataclass_fields__[name].default:
+                raise ConfigError(
+                    f"`{name}={value!r}` has no effect without `log_completions=True`. Set that, or leave it out."
+                )
     for name in ("fp16", "use_liger_kernel"):
         if getattr(args, name) and args.use_cpu:
             raise ConfigError(f"`{name}=True` has no effect on a CPU, where float32 is used. Leave it at False.")
@@ -168,6 +174,9 @@ def check_ranges(args: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+    printed = args.num_completions_to_print
+    if printed is not None and (isinstance(printed, bool) or not isinstance(printed, int) or printed < 0):
+        raise ConfigError(f"`num_completions_to_print` must be None or a whole number of at least 0, got {printed!r}.")
     if args.max_length is not None and args.max_new_tokens >= args.max_length:
         raise ConfigError(
             f"`max_new_tokens={args.max_new_tokens}` leaves no room for a prompt within "

@@ -84,6 +84,19 @@ def find_completion(example: Mapping[str, Any]) -> Any:
     return example.get("completion")
 
 
+def find_reference(example: Mapping[str, Any]) -> str | None:
+    """The completion of a dataset row as text, if it is text or one message of text."""
+    completion = find_completion(example)
+    if isinstance(completion, list) and len(completion) == 1:
+        completion = completion[0].get("content")
+    return completion if isinstance(completion, str) else None
+
+
+def decode_references(batch: Mapping[str, Tensor]) -> list[str | None]:
+    """What `find_reference` found for each row of a batch that [`PromptCollator`] made."""
+    return [bytes(row).decode() if row else None for row in unpad(batch["references"], batch["reference_mask"])]
+
+
 def _from_sharegpt(example: Mapping[str, Any]) -> Mapping[str, Any]:
     """The row with `messages` where it has nothing but ShareGPT's `conversations`."""
     turns = example.get("conversations")
@@ -146,6 +159,7 @@ class PromptCollator:
         with_completions: Whether completions are to be read where all rows of a batch have one.
         student_context: Most tokens of prompt and completion; a completion that is longer is cut off. `None` for no
             limit.
+        with_references: Whether `references`, the completions as bytes of text, are to be read.
     """
 
     student_tokenizer: PreTrainedTokenizerBase
@@ -159,9 +173,10 @@ class PromptCollator:
     teacher_chat_template: str | None = None
     with_completions: bool = False
     student_context: int | None = None
+    with_references: bool = False
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return `prompts`, `teacher_prompts` and perhaps `completions`, `[batch, length]`, and attention masks."""
+        """Return `prompts`, `teacher_prompts`, and what else is to be read, `[batch, length]`, and masks."""
         sides = [self.tokenize_row(example) for example in examples]
         student, teacher = zip(*sides, strict=True)
         prompts, attention_mask = left_pad(student, self.student_tokenizer.pad_token_id)
@@ -176,6 +191,10 @@ class PromptCollator:
         if self.with_completions and all(map(find_completion, examples)):
             rows = [self.completion(example, prompt) for example, prompt in zip(examples, student, strict=True)]
             batch["completions"], batch["completion_attention_mask"] = left_pad(rows, 0)
+        if self.with_references:
+            # Tensors, since accelerate may cut a batch up for several processes.
+            references = [list((find_reference(example) or "").encode()) for example in examples]
+            batch["references"], batch["reference_mask"] = left_pad(references, 0)
         return batch
 
     def completion(self, example: Mapping[str, Any], prompt: Sequence[int]) -> list[int]:
