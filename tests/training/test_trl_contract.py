@@ -270,3 +270,8 @@ def test_the_trainer_divides_the_loss_by_the_accumulation_steps_unless_told_that
 def test_the_conversation_test_of_trl_reads_a_prompt_column():
     assert trl_compat.is_conversational({"prompt": [{"role": "user", "content": "Hi"}]})
     assert not trl_compat.is_conversational({"prompt": "Hi"})
+
+
+def test_nulls_are_removed_from_whatever_is_nested():
+    row = {"a": None, "b": [{"c": None, "d": 1}, None], "e": {"f": None}, "g": ""}
+    assert trl_compat.remove_none_values(row) == {"b": [{"d": 1}, None], "e": {}, "g": ""}
