@@ -52,16 +52,18 @@ def prepare_datasets(
         )
     for name, dataset in _by_name(train_dataset, eval_dataset):
         _check_container(name, dataset)
-    columns = _first_row(train_dataset)
     train, evaluation = split_datasets(train_dataset, args), split_datasets(eval_dataset, args)
-    if args.assistant_turns == "all" and train is train_dataset and ASSISTANT_TURN not in columns:
-        raise ConfigError(
-            f"`assistant_turns='all'` has no effect on `train_dataset`, whose columns are {', '.join(columns)}. Leave "
-            "it at 'last', or give conversations with their answers, for example as `messages`."
-        )
-    if data_collator is None:
-        for name, dataset in _by_name(train, evaluation):
-            _check_rows(name, dataset, collator)
+    for name, dataset in _by_name(train, evaluation):
+        first = _first_row(dataset)
+        if not first:
+            raise DataError(f"`{name}` is empty, so there are no prompts to start from. Check its split and filters.")
+        if data_collator is None:
+            _check_rows(name, dataset, first, collator)
+        if args.assistant_turns == "all" and dataset is train_dataset and ASSISTANT_TURN not in first:
+            raise ConfigError(
+                f"`assistant_turns='all'` has no effect on `train_dataset`, whose columns are {', '.join(first)}. "
+                "Leave it at 'last', or give conversations with their answers, for example as `messages`."
+            )
     return train, evaluation
 
 
@@ -114,17 +116,17 @@ def _check_container(name: str, dataset: Any) -> None:
             f"`{name}` is a {type(dataset).__name__}{splits}. It must be a `datasets.Dataset` or `IterableDataset`; "
             "`Dataset.from_list` makes one of a list of dictionaries."
         )
-    if not _first_row(dataset):
-        raise DataError(f"`{name}` is empty, so there are no prompts to start from. Check its split and filters.")
 
 
 def _first_row(dataset: Dataset | IterableDataset) -> Mapping[str, Any]:
     return next(iter(dataset), {})
 
 
-def _check_rows(name: str, dataset: Dataset | IterableDataset, collator: PromptCollator) -> None:
+def _check_rows(
+    name: str, dataset: Dataset | IterableDataset, first: Mapping[str, Any], collator: PromptCollator
+) -> None:
     completes = collator.with_completions and name == "train_dataset"
-    first = collator.split_text(_first_row(dataset)) if completes else _first_row(dataset)
+    first = collator.split_text(first) if completes else first
     if is_conversational_prompt(read_prompt(first)):
         teacher_template = collator.teacher_chat_template or collator.teacher_tokenizer.chat_template
         _need_template("teacher", teacher_template, collator.teacher_tokenizer, "teacher_chat_template_path")
