@@ -138,7 +138,6 @@ def another(name):
         "truncation_mode": "keep_end",
         "loss_type": "dft",
         "packing_strategy": "wrapped",
-        "dataset_text_field": "content",
         "include_for_metrics": ["loss"],
     }
     if name in others:
@@ -157,6 +156,14 @@ def test_an_inherited_argument_that_nothing_reads_is_refused(name):
 @pytest.mark.parametrize("name", ONLY_VALUE)
 def test_an_inherited_argument_that_nothing_reads_may_be_given_at_its_default(name):
     assert getattr(config(**{name: ONLY_VALUE[name]}), name) == ONLY_VALUE[name]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lmbda": 0.0, "seq_kd": True}, {"lmbda": 0.5}])
+def test_a_column_of_plain_text_is_for_runs_without_rollouts(changes):
+    options = {"objective": "chunk_jsd", "dataset_text_field": "content"}
+    with pytest.raises(ConfigError, match=r"`dataset_text_field='content'` names text.*Set `lmbda=0.0`"):
+        config(**options, **changes)
+    assert config(**options, lmbda=0.0).dataset_text_field == "content"
 
 
 def test_a_fixed_charge_beside_a_mean_baseline_is_refused():

@@ -8,7 +8,7 @@ from tests import real_tokenizers
 from tests.conversion import printable_bytes
 from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, stop, text
 from tests.training.reference import Reference, token_logps
-from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
+from tests.training.tiny_models import PROMPTS, save, tiny_args, tiny_model, tiny_trainer
 from trl_xtok.errors import ConfigError, DataError, TemplateError
 from trl_xtok.training.off_policy import TeacherWriter, is_on_policy
 
@@ -222,6 +222,19 @@ def test_what_the_teacher_wrote_ends_at_its_own_stop_and_control_tokens(build):
     assert writer._for_student([*one, two[-1]]) == text(" one") + stop()
 
 
+def test_a_space_of_the_teachers_template_is_not_taught(build):
+    """Mistral's template writes one before each answer, and its models write it too; after plain text it is text."""
+    trainer = build(objective="chunk_jsd", seq_kd=True)
+    writer, teacher = trainer._written, real_tokenizers.mistral1()
+    _, asked = trainer.data_collator.tokenize([{"role": "user", "content": "Hi"}])
+    _, begun = trainer.data_collator.tokenize("The capital of France is")
+    ids = teacher.encode("Paris is it.", add_special_tokens=False)
+    assert teacher.convert_ids_to_tokens(ids[0]) == "\u2581Paris"
+    assert writer._for_student(writer._without_space(asked, ids)) == text("Paris is it.")
+    assert writer._for_student(writer._without_space(begun, ids)) == text(" Paris is it.")
+    assert writer._without_space(asked, []) == []
+
+
 def test_what_the_teacher_wrote_ends_where_the_student_cannot_spell_it(build):
     writer, teacher = build(objective="chunk_jsd", seq_kd=True)._written, real_tokenizers.mistral1()
     one, two = (teacher.encode(word, add_special_tokens=False) for word in ("one", "two"))
@@ -299,3 +312,17 @@ def test_a_mixed_run_goes_on_as_it_would_have_gone_on(build):
     resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
     for name, parameter in whole.model.named_parameters():
         torch.testing.assert_close(resumed.model.get_parameter(name), parameter, atol=0, rtol=0)
+
+
+def test_what_is_cut_off_is_counted(build, tmp_path):
+    """The end of a completion by the student's `max_length`, and what of it the teacher has no room for."""
+    small = save(tiny_model("llama", 32000, max_position_embeddings=16), real_tokenizers.mistral1(), tmp_path / "t")
+    rows = Dataset.from_dict({"prompt": ["Hi", "Ho"], "completion": [" one two" * 30, " three"]})
+    for teacher, reason in ((None, "unfinished"), (small, "teacher")):
+        options = {"objective": "chunk_jsd", "max_new_tokens": 5, "max_length": 24, "dataset": rows}
+        trainer = build(**options, **({"teacher": teacher} if teacher else {}))
+        trainer.train()
+        log = next(log for log in trainer.state.log_history if "loss" in log)
+        assert log["off_policy/completions/max_length"] == 24 - len(text("Hi"))
+        assert log["off_policy/completions/clipped_ratio"] == 0.5
+        assert log[f"off_policy/xtok/dropped_{reason}"] > 0

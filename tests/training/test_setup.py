@@ -20,6 +20,7 @@ from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
 from trl_xtok.errors import ConfigError, DataError, ModelError, TemplateError, TokenizerError, XTokError
 from trl_xtok.training import loading, setup
 from trl_xtok.training.data import PromptCollator
+from trl_xtok.training.dataset_checks import prepare_datasets
 
 
 @pytest.fixture
@@ -245,8 +246,8 @@ class TestMessages:
             lambda: setup.check_teacher(None, "student", CrossTokenizerGKDConfig()),
             lambda: loading.check_model(3, "model"),
             lambda: loading.set_pad_token(without_special_tokens(), CrossTokenizerGKDConfig()),
-            lambda: setup.check_datasets(None, None, None, custom=False),
-            lambda: setup.check_datasets([], None, None, custom=False),
+            lambda: prepare_datasets(None, None, None, CrossTokenizerGKDConfig(), None),
+            lambda: prepare_datasets([], None, None, CrossTokenizerGKDConfig(), None),
             lambda: PromptCollator(real_tokenizers.smollm2(), real_tokenizers.mistral1(), 1).tokenize("a b c"),
         ],
     )

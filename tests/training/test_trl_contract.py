@@ -294,3 +294,8 @@ def test_the_model_card_of_trl_lists_versions_once(build, tmp_path):
     trainer = build()
     GKDTrainer.create_model_card(trainer, model_name="mine")
     assert (tmp_path / "README.md").read_text().count(VERSIONS) == 1
+
+
+def test_nulls_are_removed_from_whatever_is_nested():
+    row = {"a": None, "b": [{"c": None, "d": 1}, None], "e": {"f": None}, "g": ""}
+    assert trl_compat.remove_none_values(row) == {"b": [{"d": 1}, None], "e": {}, "g": ""}

@@ -98,6 +98,9 @@ class CrossTokenizerGKDConfig(GKDConfig):
             Arguments for the teacher's chat template, for example `{"enable_thinking": false}`.
         teacher_chat_template_path (`str`, *optional*):
             Jinja file with the teacher's chat template, for a teacher whose tokenizer has none.
+        assistant_turns (`str`, *optional*, defaults to `"last"`):
+            Which assistant turns of a conversation are trained on: the `"last"`, or `"all"`, each of which becomes an
+            example of its own, with what stands before it as the prompt.
         generation_batch_size (`int`, *optional*):
             Number of completions generated together on one device. `None` is `per_device_train_batch_size`.
         log_completions (`bool`, *optional*, defaults to `False`):
@@ -204,6 +207,10 @@ class CrossTokenizerGKDConfig(GKDConfig):
     )
 
     # Parameters that control the teacher and the prompts
+    assistant_turns: Literal["last", "all"] = field(
+        default="last",
+        metadata={"help": "Whether to train on the last assistant turn of a conversation or on all of them."},
+    )
     load_teacher_in_4bit: bool = field(
         default=False, metadata={"help": "Whether to load the teacher in 4-bit NF4 with bitsandbytes."}
     )

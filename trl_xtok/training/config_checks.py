@@ -21,7 +21,6 @@ ONLY_VALUE: dict[str, Any] = {
     "completion_only_loss": None,
     "dataset_kwargs": None,
     "dataset_num_proc": None,
-    "dataset_text_field": "text",
     "eval_packing": None,
     "include_for_metrics": [],
     "label_names": None,
@@ -81,6 +80,12 @@ def refuse_unsupported(args: Any) -> None:
                 f"`{name}={getattr(args, name)!r}` is not supported by cross-tokenizer distillation and would be "
                 f"ignored. Leave it at `{value!r}`."
             )
+    if args.dataset_text_field != "text" and (args.lmbda > 0 or args.seq_kd):
+        raise ConfigError(
+            f"`dataset_text_field={args.dataset_text_field!r}` names text that does not say where a prompt ends, but "
+            f"with `lmbda={args.lmbda}` and `seq_kd={args.seq_kd}` an answer is written to each prompt. Set "
+            "`lmbda=0.0` without `seq_kd`, or leave it at 'text' and give the dataset a `prompt` column."
+        )
     if args.one_to_one_only and args.max_chunk_tokens is not None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."

@@ -27,6 +27,7 @@ from . import loading, setup
 from .advantages import fix_means
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
+from .dataset_checks import prepare_datasets, split_datasets
 from .metrics import Mode
 from .model_card import PAPER, add_teacher
 from .objective import choose_objective, make_objective, student_scores, token_losses
@@ -70,10 +71,9 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         data_collator ([`~transformers.DataCollator`], *optional*):
             Must return what [`PromptCollator`] returns, which is the default.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Dataset with a `prompt` (text or messages), `messages` or `conversations` column; with `lmbda` below 1 also
-            a `completion` column, unless the messages end with an assistant turn.
+            Dataset in one of the formats of `docs/data_formats.md`.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
-            Dataset of the same format; `evaluate` samples completions for its prompts.
+            Dataset with prompts; `evaluate` samples completions for them.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the student. `None` takes the one that belongs to `model`.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
@@ -146,7 +146,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         teacher_config = loading.read_config(teacher, args.teacher_model_init_kwargs, args)
         collator = setup.make_collator(tokenizer, teacher_tokenizer, config, teacher_config, args)
         collator.with_references = compute_metrics is not None
-        setup.check_datasets(train_dataset, eval_dataset, collator, custom=data_collator is not None)
+        train_dataset, eval_dataset = prepare_datasets(train_dataset, eval_dataset, collator, args, data_collator)
 
         with gkd_init(args, quantization_config):
             super().__init__(
@@ -230,8 +230,6 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             fix_means(batches, partial(self._student_scores, self.model), self.args, self.accelerator)
         return trained
 
-    # One micro-batch: the student's log-probs, the advantages, the loss.
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward on one micro-batch; its rollouts are sampled already."""
         with self._run_log.metrics[self._mode_of(inputs["micro_batch"])].timed("student"):
@@ -261,7 +259,9 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         with self.accelerator.autocast():
             return student_scores(causal_lm(model), batch, self.objective, self.args)
 
-    # Evaluation and logs.
+    def evaluate(self, eval_dataset: Any = None, *args, **kwargs) -> dict[str, float]:
+        """Evaluate on a dataset of one of the formats to train on; `None` takes that of the trainer."""
+        return super().evaluate(split_datasets(eval_dataset, self.args), *args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
         """Evaluate on rollouts for the prompts of a dataset, with the same random numbers every time."""

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.models.utils import _ForwardRedirection, unwrap_model_for_generation
 from trl.trainer.sft_trainer import SFTTrainer
-from trl.trainer.utils import print_prompt_completions_sample
+from trl.trainer.utils import print_prompt_completions_sample, remove_none_values
 
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "gkd_init",
     "is_conversational",
     "print_prompt_completions_sample",
+    "remove_none_values",
     "unwrap_model_for_generation",
 ]
 
