@@ -78,6 +78,35 @@ def test_fully_trained_head_of_an_adapter_is_the_one_that_scores():
     assert_scores_as_logits(model)
 
 
+@pytest.mark.parametrize("kind", [{"use_dora": True}, {"use_rslora": True}, {"target_modules": "all-linear"}])
+def test_adapters_of_other_kinds_score_as_the_logits_of_the_whole_model_do(kind):
+    assert_scores_as_logits(with_lora(build("plain"), **kind))
+
+
+# PEFT unties a tied head without a word in its configuration, unless it is told not to.
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize(
+    ("where", "is_tied"),
+    [
+        pytest.param({"modules_to_save": ["lm_head"]}, False, id="head"),
+        pytest.param({"modules_to_save": ["embed_tokens"]}, False, id="embedding"),
+        pytest.param({"modules_to_save": ["embed_tokens", "lm_head"]}, False, id="both apart"),
+        pytest.param({"modules_to_save": ["lm_head"], "ensure_weight_tying": True}, True, id="both tied"),
+        pytest.param({"target_modules": ["q_proj", "embed_tokens"]}, True, id="LoRA on the embedding"),
+    ],
+)
+@pytest.mark.parametrize("name", ["tied", "softcap, tied embeddings scaled"])
+def test_adapter_on_tied_embeddings_scores_as_the_logits_of_the_whole_model_do(name, where, is_tied):
+    model = with_lora(build(name), **where)
+    if "modules_to_save" in where:
+        trained = [parameter for key, parameter in model.named_parameters() if "modules_to_save" in key]
+        with torch.no_grad():
+            trained[-1].mul_(1.5)
+    lm = causal_lm(model)
+    assert (lm.get_output_embeddings().weight is lm.get_input_embeddings().weight) == is_tied
+    assert_scores_as_logits(model)
+
+
 @pytest.mark.parametrize(
     "where",
     [

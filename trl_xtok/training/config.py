@@ -88,10 +88,15 @@ class CrossTokenizerGKDConfig(GKDConfig):
         block_size (`int`, *optional*):
             Number of tokens whose logits exist at the same time. `None` keeps them under 32 MiB, and all that a
             comparison of distributions needs under 48 MiB.
+        teacher_model_revision (`str`, *optional*):
+            Branch, tag or commit of a teacher given by name, and of its tokenizer.
         load_teacher_in_4bit (`bool`, *optional*, defaults to `False`):
             Whether to load the teacher in 4-bit NF4 with bitsandbytes. Only for a teacher given by name.
         teacher_quantization_config (`dict` or `str`, *optional*):
             Arguments of `BitsAndBytesConfig` for a teacher given by name, as a dictionary or JSON.
+        offload_teacher (`bool`, *optional*, defaults to `False`):
+            Whether the teacher waits in main memory while it has nothing to score or write, so that the student has
+            the device to itself. It is moved twice per optimizer step. Not for a quantized teacher.
         chat_template_kwargs (`dict` or `str`, *optional*):
             Arguments for the student's chat template, as a dictionary or JSON.
         teacher_chat_template_kwargs (`dict` or `str`, *optional*):
@@ -211,11 +216,18 @@ class CrossTokenizerGKDConfig(GKDConfig):
         default="last",
         metadata={"help": "Whether to train on the last assistant turn of a conversation or on all of them."},
     )
+    teacher_model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the teacher and its tokenizer."}
+    )
     load_teacher_in_4bit: bool = field(
         default=False, metadata={"help": "Whether to load the teacher in 4-bit NF4 with bitsandbytes."}
     )
     teacher_quantization_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of `BitsAndBytesConfig` for the teacher."}
+    )
+    offload_teacher: bool = field(
+        default=False,
+        metadata={"help": "Whether the teacher waits in main memory while it has nothing to score or write."},
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments for the student's chat template."}

@@ -209,12 +209,38 @@ def check_teacher(args: Any) -> None:
         )
     if quantization is not None:
         _check_quantization(quantization)
+    revision = loading.get("revision", args.teacher_model_revision)
+    if args.teacher_model_revision not in (None, revision):
+        raise ConfigError(
+            f"`teacher_model_revision={args.teacher_model_revision!r}` and the `revision` {revision!r} in "
+            "`teacher_model_init_kwargs` are two names of one argument. Keep one of them."
+        )
+    if args.offload_teacher:
+        _check_offload(args)
     dtype = loading.get("dtype", "auto")
     if dtype not in ("auto", None) and not isinstance(vars(torch).get(str(dtype).removeprefix("torch.")), torch.dtype):
         raise ConfigError(
             f"`teacher_model_init_kwargs` has the dtype {dtype!r}, which torch does not know. Use for example "
             "'bfloat16', or 'auto' for the precision it was saved in."
         )
+
+
+def _check_offload(args: Any) -> None:
+    if args.use_cpu:
+        raise ConfigError(
+            "`offload_teacher=True` has no effect on a CPU, where the teacher is in main memory anyway. Leave it at "
+            "False."
+        )
+    settings = {"load_teacher_in_4bit": args.load_teacher_in_4bit}
+    settings["teacher_quantization_config"] = args.teacher_quantization_config
+    loading = args.teacher_model_init_kwargs or {}
+    settings |= {name: loading.get(name) for name in ("quantization_config", "device_map")}
+    for name, value in settings.items():
+        if value:
+            raise ConfigError(
+                f"`offload_teacher=True` moves the teacher between devices, which a teacher with `{name}={value!r}` "
+                "is not. Keep one of them."
+            )
 
 
 def _check_quantization(quantization: dict[str, Any]) -> None:

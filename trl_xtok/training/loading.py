@@ -4,9 +4,10 @@ What cannot be loaded or read exactly is refused here, while it costs seconds.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -14,6 +15,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import CONFIG_NAME
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..alignment.templates import load_chat_template
 from ..alignment.token_bytes import token_bytes
@@ -49,9 +53,15 @@ def load_student_tokenizer(
     """The student's tokenizer, with a pad token and the chat template that `args` ask for.
 
     Raises:
-        ConfigError: If its pad token or chat template cannot be what `args` say.
+        ConfigError: If its pad token or chat template cannot be what `args` say, or `model` names an adapter.
         TokenizerError: If it cannot be loaded or read exactly.
     """
+    if isinstance(model, str) and (base := _base_of_adapter(model, _source(args.model_init_kwargs, args))):
+        raise ConfigError(
+            f"`model={model!r}` is an adapter for {base!r}, and a student is loaded without its adapter. To go on "
+            f"training it, pass `AutoPeftModelForCausalLM.from_pretrained({model!r}, is_trainable=True)`; to start a "
+            f"new one, pass {base!r} and a `peft_config`."
+        )
     tokenizer = _load_tokenizer(tokenizer, model, "processing_class", args.model_init_kwargs, args)
     path = args.chat_template_path
     if path is not None:
@@ -70,13 +80,22 @@ def load_student_tokenizer(
 def load_teacher_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None, teacher: Model, args: CrossTokenizerGKDConfig
 ) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer.
+    """The teacher's tokenizer; of an adapter that was saved without one, its base model's.
 
     Raises:
         ConfigError: If it is not known where to find it.
         TokenizerError: If it cannot be loaded or read exactly.
     """
-    return _load_tokenizer(tokenizer, teacher, "teacher_processing_class", args.teacher_model_init_kwargs, args)
+    source = teacher_init_kwargs(args)
+    if tokenizer is None and isinstance(teacher, str) and (base := _base_of_adapter(teacher, _source(source, args))):
+        teacher = teacher if get_tokenizer_config(teacher, **_source(source, args)) else base
+    return _load_tokenizer(tokenizer, teacher, "teacher_processing_class", source, args)
+
+
+def teacher_init_kwargs(args: CrossTokenizerGKDConfig) -> dict[str, Any]:
+    """Arguments with which everything of a teacher given by name is loaded."""
+    given = args.teacher_model_init_kwargs or {}
+    return given if args.teacher_model_revision is None else {"revision": args.teacher_model_revision, **given}
 
 
 def _load_tokenizer(
@@ -117,6 +136,39 @@ def read_config(
     return _read(AutoConfig.from_pretrained, model, "configuration", ModelError, init_kwargs, args)
 
 
+def read_teacher_config(teacher: Model, args: CrossTokenizerGKDConfig) -> PreTrainedConfig:
+    """The teacher's configuration, without its weights; of an adapter, its base model's.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    source = teacher_init_kwargs(args)
+    if isinstance(teacher, str):
+        teacher = _base_of_adapter(teacher, _source(source, args)) or teacher
+    return read_config(teacher, source, args)
+
+
+def _base_of_adapter(name: str, source: Mapping[str, Any]) -> str | None:
+    """The model that an adapter is for, if there is an adapter under this name and no whole model beside it."""
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+    where = {name: value for name, value in source.items() if name in names}
+    try:
+        path = find_adapter_config_file(name, **where)
+    except OSError:
+        # A path that is not there; who reads the model says so.
+        return None
+    if path is None or (Path(name) / CONFIG_NAME).exists():
+        return None
+    return PeftConfig.from_pretrained(name, **where).base_model_name_or_path
+
+
+def _source(init_kwargs: Mapping[str, Any] | None, args: CrossTokenizerGKDConfig) -> dict[str, Any]:
+    """What of `init_kwargs` says where a model is, and whether the code that it brings along may run."""
+    names = ("revision", "gguf_file", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
+    given = {name: value for name, value in (init_kwargs or {}).items() if name in names}
+    return {"trust_remote_code": args.trust_remote_code, **given}
+
+
 def _read(
     load: Callable[..., Any],
     name: str,
@@ -125,10 +177,8 @@ def _read(
     init_kwargs: Mapping[str, Any] | None,
     args: CrossTokenizerGKDConfig,
 ) -> Any:
-    names = ("revision", "gguf_file", "token", "cache_dir", "local_files_only", "subfolder")
-    where = {name: value for name, value in (init_kwargs or {}).items() if name in names}
     try:
-        return load(name, trust_remote_code=args.trust_remote_code, **where)
+        return load(name, **_source(init_kwargs, args))
     except (ImportError, OSError, ValueError) as error:
         raise failure(
             f"The {what} of {name!r} cannot be loaded: {error} Check the name or path (and your login and connection, "
@@ -165,11 +215,18 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDCon
     tokenizer.pad_token = pad_token
 
 
-def let_gradients_through(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from packing the weights of a 4-bit student for a CPU kernel that has no gradient.
+def prepare_student(model: PreTrainedModel) -> None:
+    """Undo what would make a student that bitsandbytes quantized train otherwise than it says.
 
-    It does so at the first forward in evaluation mode, on CPUs with the instructions for it, and never undoes it.
+    TRL rounds what is trained to bfloat16, where small updates vanish and for which float16 has no gradient scaling;
+    PEFT makes float32 of it where a run is resumed, which then goes on differently.
+
+    At the first forward in evaluation mode bitsandbytes packs 4-bit weights for a CPU kernel that has no gradient, on
+    CPUs with the instructions for it, and never undoes it.
     """
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False
+    quantized = [module for module in model.modules() if type(module).__name__ in ("Linear4bit", "Linear8bitLt")]
+    for module in quantized:
+        module.support_avx512bf16_for_cpu = False
+    for parameter in model.parameters():
+        if quantized and parameter.requires_grad:
+            parameter.data = parameter.data.float()

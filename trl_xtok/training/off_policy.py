@@ -88,8 +88,9 @@ class TeacherWriter:
         prompts = _rows(batches, "teacher_prompts", "teacher_prompt_attention_mask")
         batch_size = self._args.generation_batch_size or self._args.per_device_train_batch_size
         model = causal_lm(self._teacher.model)
-        device = model.get_input_embeddings().weight.device
-        written = generate_completions(model, prompts, self._generation_config, batch_size, device)
+        with self._teacher.on_device():
+            device = model.get_input_embeddings().weight.device
+            written = generate_completions(model, prompts, self._generation_config, batch_size, device)
         answers = (self._without_space(*pair) for pair in zip(prompts, written, strict=True))
         return [self._for_student(ids) for ids in answers]
 

@@ -36,7 +36,7 @@ def read_lm_head(model: PreTrainedModel) -> LMHead:
             f"The head of {type(model).__name__} has an adapter of its own ({type(head).__name__}), which its weight "
             "does not show, so log-probs from that weight would leave the adapter out. Take the head out of the "
             "adapter (`target_modules`, `trainable_token_indices`), or train all of it with "
-            "`modules_to_save=['lm_head']`."
+            "`modules_to_save=['lm_head']`. A teacher's adapter can be merged into it with `merge_and_unload`."
         )
     if head is None or not head.weight.is_floating_point() or head.weight.ndim != 2:
         found = "no output embedding" if head is None else f"a head of {type(head).__name__} in {head.weight.dtype}"
@@ -107,22 +107,22 @@ def completion_logps(
 
     Only these positions reach the head. The result carries a gradient where the model's parameters do.
     """
-    return token_logps(
-        completion_states(model, packed),
-        read_lm_head(model),
-        packed["targets"],
-        temperature=temperature,
-        block_size=block_size,
-        backend=backend,
-    )
+    states = completion_states(model, packed)
+    targets = packed["targets"].to(states.device)
+    options = {"temperature": temperature, "block_size": block_size, "backend": backend}
+    return token_logps(states, read_lm_head(model), targets, **options)
 
 
 def completion_states(model: PreTrainedModel, packed: dict[str, Tensor]) -> Float[Tensor, "tokens hidden"]:
-    """Final hidden state with which each completion token of `packed` is predicted, in its order."""
+    """Final hidden state with which each completion token of `packed` is predicted, in its order, where the head is.
+
+    The layers of `model` may be on several devices.
+    """
     backbone_outputs = model.base_model(
         input_ids=packed["input_ids"], attention_mask=packed["attention_mask"], use_cache=False
     )
-    return backbone_outputs.last_hidden_state.flatten(0, 1).index_select(0, packed["positions"])
+    states = backbone_outputs.last_hidden_state.flatten(0, 1)
+    return states.index_select(0, packed["positions"].to(states.device)).to(read_lm_head(model).weight.device)
 
 
 @torch.no_grad()
@@ -133,8 +133,9 @@ def check_head(model: PreTrainedModel, name: str, *, atol: float = 1e-3) -> None
     know shows here, before it can spoil a run.
 
     Raises:
-        ModelError: If the two disagree by more than rounding allows.
+        ModelError: If the two disagree by more than rounding allows, or embedding or head are not on a device.
     """
+    _refuse_offloaded(model, name)
     ids = [2, 1, 0]
     packed = pack([ids[:1]], [ids[1:]], model.get_input_embeddings().weight.device)
     training = model.training
@@ -150,3 +151,13 @@ def check_head(model: PreTrainedModel, name: str, *, atol: float = 1e-3) -> None
             f"hidden states and head give {actual.tolist()}. It does something to its logits that cannot be computed "
             "in blocks here, so its scores would be wrong. Please report the model's name."
         )
+
+
+def _refuse_offloaded(model: PreTrainedModel, name: str) -> None:
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if part is not None and part.weight.is_meta:
+            raise ModelError(
+                f"The {name} ({type(model).__name__}) keeps the weight of its {type(part).__name__} off every device "
+                "between forwards, but it is read outside of them. Give embedding and head a device in `device_map`; "
+                "layers may be offloaded."
+            )

@@ -7,12 +7,7 @@ from typing import Any
 
 from accelerate.utils import parse_flag_from_env
 from peft import PeftConfig, PeftModel
-from transformers import (
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..alignment.aligner import TokenizerAligner
 from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
@@ -116,7 +111,8 @@ def check_teacher(teacher_model: Any, model: Model, args: CrossTokenizerGKDConfi
         )
     if isinstance(check_model(teacher, "teacher_model"), str):
         return teacher
-    for name in ("teacher_model_init_kwargs", "load_teacher_in_4bit", "teacher_quantization_config"):
+    names = ("teacher_model_init_kwargs", "teacher_model_revision", "load_teacher_in_4bit")
+    for name in (*names, "teacher_quantization_config"):
         if getattr(args, name):
             raise ConfigError(
                 f"`{name}={getattr(args, name)!r}` says how to load the teacher, but `teacher_model` is a loaded "

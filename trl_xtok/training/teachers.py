@@ -4,7 +4,8 @@ A teacher needs to say one number per token of its own encoding of a completion.
 transformers model, quantized or not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..objectives import LMHead, token_logps
 from .config import CrossTokenizerGKDConfig
-from .loading import context_length
+from .loading import context_length, teacher_init_kwargs
 from .scoring import causal_lm, check_head, completion_states, pack, read_lm_head
 
 
@@ -37,7 +38,7 @@ class LocalTeacher:
         args: Say how to score, in `scoring`.
 
     Attributes:
-        model: The teacher, in evaluation mode.
+        model: The teacher, in evaluation mode and without gradients.
         context: Longest sequence it can read, or `None`. Tokens beyond it get NaN, and so do those from the first one
             on that is not in its embedding.
 
@@ -46,7 +47,7 @@ class LocalTeacher:
     """
 
     def __init__(self, model: PreTrainedModel, args: CrossTokenizerGKDConfig):
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(False)
         self.context = context_length(model.config)
         self._args = args
         check_head(causal_lm(model), "teacher")
@@ -55,6 +56,18 @@ class LocalTeacher:
     def lm_head(self) -> LMHead:
         """What makes logits of its hidden states."""
         return read_lm_head(causal_lm(self.model))
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Where `offload_teacher` keeps the teacher in main memory, have it on the device for a while."""
+        if not self._args.offload_teacher:
+            yield
+            return
+        try:
+            self.model.to(self._args.device)
+            yield
+        finally:
+            self.model.to("cpu")
 
     @torch.no_grad()
     def token_logps(
@@ -72,7 +85,7 @@ class LocalTeacher:
         kept = [self._readable(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         packed = pack(prompts, kept, model.get_input_embeddings().weight.device)
         states = completion_states(model, packed)
-        logps = token_logps(states, read_lm_head(model), packed["targets"], **self._args.scoring)
+        logps = token_logps(states, read_lm_head(model), packed["targets"].to(states.device), **self._args.scoring)
         missing = [len(completion) - len(scored) for completion, scored in zip(completions, kept, strict=True)]
         sizes = [len(scored) for scored in kept]
         return _fill(logps, sizes, missing), _fill(states, sizes, missing)
@@ -95,21 +108,37 @@ def _fill(values: Tensor, sizes: Sequence[int], missing: Sequence[int]) -> Tenso
 def load_teacher(teacher: str | PreTrainedModel, args: CrossTokenizerGKDConfig) -> PreTrainedModel:
     """The teacher on its device, quantized if `args` say so.
 
-    Its precision follows the run (`bf16`, `fp16`, else float32) unless `teacher_model_init_kwargs` name a `dtype`. One
-    that is loaded already is moved only if all of it is in main memory.
+    Its precision follows the run (`bf16`, `fp16`, else float32) unless `teacher_model_init_kwargs` name a `dtype`. A
+    `device_map` there says where it stays. One that is loaded already is moved only if all of it is in main memory.
 
     Raises:
+        ConfigError: If a quantized or dispatched teacher is to be offloaded.
         ModelError: If it cannot be loaded as asked, for example because bitsandbytes is missing.
     """
+    has_place = (args.teacher_model_init_kwargs or {}).get("device_map") is not None
     if isinstance(teacher, str):
         teacher = _from_pretrained(teacher, args)
-    if {parameter.device.type for parameter in teacher.parameters()} == {"cpu"}:
-        teacher = teacher.to(args.device)
-    return teacher
+    if args.offload_teacher:
+        _check_movable(teacher, args)
+        return teacher.to("cpu")
+    in_memory = {parameter.device.type for parameter in teacher.parameters()} == {"cpu"}
+    return teacher.to(args.device) if in_memory and not has_place else teacher
+
+
+def _check_movable(teacher: PreTrainedModel, args: CrossTokenizerGKDConfig) -> None:
+    devices = sorted({str(parameter.device) for parameter in teacher.parameters()})
+    dtypes = sorted({str(parameter.dtype) for parameter in teacher.parameters() if not parameter.is_floating_point()})
+    if dtypes or len(devices) > 1 or "meta" in devices:
+        found = f"on {', '.join(devices)}" + (f", some of them in {', '.join(dtypes)}" if dtypes else "")
+        raise ConfigError(
+            f"`offload_teacher=True` moves the teacher between main memory and {args.device}, but the weights of this "
+            f"{type(teacher).__name__} are {found}. Load it without quantization and on one device, or leave "
+            "`offload_teacher` out."
+        )
 
 
 def _from_pretrained(name: str, args: CrossTokenizerGKDConfig) -> PreTrainedModel:
-    kwargs: dict[str, Any] = {**(args.teacher_model_init_kwargs or {})}
+    kwargs: dict[str, Any] = {**teacher_init_kwargs(args)}
     compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     kwargs.setdefault("dtype", compute_dtype)
     quantization = _quantization_config(args, compute_dtype)

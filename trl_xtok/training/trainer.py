@@ -143,7 +143,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         tokenizer = loading.load_student_tokenizer(processing_class, model, args)
         teacher_tokenizer = loading.load_teacher_tokenizer(teacher_processing_class, teacher, args)
         config = loading.read_config(model, args.model_init_kwargs, args)
-        teacher_config = loading.read_config(teacher, args.teacher_model_init_kwargs, args)
+        teacher_config = loading.read_teacher_config(teacher, args)
         collator = setup.make_collator(tokenizer, teacher_tokenizer, config, teacher_config, args)
         collator.with_references = compute_metrics is not None
         train_dataset, eval_dataset = prepare_datasets(train_dataset, eval_dataset, collator, args, data_collator)
@@ -164,7 +164,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             )
         setup.finish_generation_config(self.generation_config, tokenizer)
         self.aligner = setup.make_aligner(collator, self.generation_config)
-        loading.let_gradients_through(self.model)
+        loading.prepare_student(self.model)
         check_head(student := causal_lm(self.model), "student")
         objective_name = choose_objective(args, self.aligner)
         self.teacher = LocalTeacher(load_teacher(teacher, args), args)
@@ -193,7 +193,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             completions = iter(self._written(prompts) if mode == _OFF else self._roll_out(prompts))
         with metrics.timed("align"):
             windows = [align_rollouts(self.aligner, batch, completions) for batch in prompts]
-        with metrics.timed("teacher"):
+        with metrics.timed("teacher"), self.teacher.on_device():
             selection = self.objective.selection(self.args, self.aligner, on_policy=mode != _OFF)
             score = partial(self.objective.score, teacher=self.teacher, selection=selection, device=self.args.device)
             batches = [score(rollouts) for rollouts in windows]
