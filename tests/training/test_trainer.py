@@ -217,8 +217,7 @@ def test_gradients_pass_through_a_four_bit_student(four_bit_student):
                 setattr(parent, name, plain)
     for name, gradient in gradients().items():
         assert gradient.abs().max() > 1e-4, name
-        # TRL keeps the adapter of a 4-bit student in bfloat16.
-        torch.testing.assert_close(quantized[name], gradient, rtol=0.05, atol=0.05 * float(gradient.abs().max()))
+        torch.testing.assert_close(quantized[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
 
 
 # Datasets.
