@@ -33,6 +33,7 @@ LAYERS = [
     "objectives.jsd_block",
     "objectives.vocab_jsd",
     "training.trl_compat",
+    "training.checkpoints",
     "training.config_checks",
     "training.config",
     "training.data",

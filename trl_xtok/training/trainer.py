@@ -25,6 +25,7 @@ from transformers import (
 
 from . import loading, setup
 from .advantages import fix_means
+from .checkpoints import ResumableGKDTrainer
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .metrics import CoverageGuard, Mode, RunMetrics
@@ -35,7 +36,6 @@ from .scoring import causal_lm, check_head, completion_logps
 from .segmentation import add_canonical_paths
 from .teachers import LocalTeacher, load_teacher
 from .trl_compat import (
-    GKDTrainer,
     SFTTrainer,
     TeacherStandIn,
     call_through_wrapper,
@@ -50,7 +50,7 @@ _OFF: Mode = "off_policy"
 _EVALUATION = 1_000_003
 
 
-class CrossTokenizerGKDTrainer(GKDTrainer):
+class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
     """
     Trainer for on-policy distillation of a teacher into a student with another tokenizer.
 
