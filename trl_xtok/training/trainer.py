@@ -206,12 +206,12 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         metrics.add_rollouts(batches)
         with metrics.timed("student"):
             trained = self._fix_window(batches, mode)
-        # The parent counts floating-point operations from `input_ids`.
-        return [{"input_ids": b.packed["input_ids"], "micro_batch": b} for b in batches], trained
+        # The parent counts floating-point operations and tokens from what the model reads.
+        return [{**b.packed, "micro_batch": b} for b in batches], trained
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
         rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
-        size = self.args.generation_batch_size or self.args.per_device_train_batch_size
+        size = self.args.generation_batch_size or self._train_batch_size
         checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with (
             unwrap_model_for_generation(self.model_wrapped, self.accelerator, **checkpointing) as student,
