@@ -36,6 +36,7 @@ LAYERS = [
     "training.checkpoints",
     "training.config_checks",
     "training.config",
+    "training.launch",
     "training.data",
     "training.loading",
     "training.rollouts",

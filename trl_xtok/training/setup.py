@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import (
@@ -23,6 +22,7 @@ from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
 from ..errors import ConfigError, DataError, TemplateError
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator, is_conversational_prompt, read_completion, read_prompt
+from .launch import check_launch
 from .loading import Model, check_model, context_length, name_of
 from .rollouts import end_ids
 
@@ -44,7 +44,7 @@ def check_args(args: Any, model: Model) -> CrossTokenizerGKDConfig:
             f"`args` is a {type(args).__name__}, which lacks the arguments of this trainer. Pass a "
             "`CrossTokenizerGKDConfig`; it takes the same values and more."
         )
-    _refuse_sharding(args)
+    check_launch(args)
     return args
 
 
@@ -73,20 +73,6 @@ def _refuse_prompt_learning(config: PeftConfig | None) -> None:
             f"The adapter is a {type(config).__name__}, which puts virtual tokens before the prompt; the positions of "
             "sampled tokens would be off by them. Use LoRA."
         )
-
-
-def _refuse_sharding(args: CrossTokenizerGKDConfig) -> None:
-    sharding = {
-        "DeepSpeed": args.deepspeed_plugin is not None,
-        "FSDP": args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"),
-        "tensor or context parallelism": args.parallelism_config is not None,
-    }
-    for launcher, is_used in sharding.items():
-        if is_used:
-            raise ConfigError(
-                f"The run is launched with {launcher}, and this trainer gathers neither parameters nor sequences from "
-                "several devices. Launch it with DDP (`accelerate launch --multi_gpu`) or on one device."
-            )
 
 
 def check_quantization(
