@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests import real_tokenizers
-from tests.training.fixed_rollouts import Step, train_one_step, without_times
-from tests.training.two_ranks import cases
+from tests.training.fixed_rollouts import Step, without_times
+from tests.training.two_ranks import cases, take
 
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def ranks(folder) -> list[dict[str, Step]]:
 @pytest.mark.parametrize("name", [name for name in cases() if name != "sampled"])
 def test_two_processes_take_the_step_of_one(ranks, name, tmp_path, padded_student_path, byteless_teacher_path):
     case = {key: 2 * value if key in DOUBLED else value for key, value in cases()[name].items()}
-    one = train_one_step(padded_student_path, byteless_teacher_path, str(tmp_path), **case)
+    one = take(padded_student_path, byteless_teacher_path, str(tmp_path), case)
     for rank in ranks:
         two = rank[name]
         assert two.gradients.keys() == one.gradients.keys()
@@ -83,7 +83,7 @@ def test_two_processes_take_the_step_of_one(ranks, name, tmp_path, padded_studen
 def test_idle_steps_have_nothing_to_learn_from(ranks):
     """Guards the cases above: they must be what their names say."""
     assert all(gradient.count_nonzero() == 0 for gradient in ranks[0]["both ranks idle"].gradients.values())
-    for name in ("one rank idle", "one rank only charged", "proportional"):
+    for name in ("one rank idle", "one rank only charged", "proportional", "hybrid", "exact_jsd", "cross-entropy"):
         assert any(gradient.count_nonzero() for gradient in ranks[1][name].gradients.values())
     assert ranks[0]["one rank only charged"].logged["xtok/dropped_invalid_utf8"] > 0
 

@@ -208,24 +208,6 @@ class TestArguments:
         with pytest.raises(ConfigError, match="PromptTuningConfig, which puts virtual tokens before the prompt"):
             build(model=model)
 
-    def test_deepspeed_is_refused(self, build, tmp_path):
-        args = tiny_args(tmp_path)
-        args.deepspeed_plugin = object()
-        with pytest.raises(ConfigError, match=r"launched with DeepSpeed.*Launch it with DDP"):
-            build(args=args)
-
-    def test_fsdp_asked_for_in_the_arguments_is_refused(self, build, tmp_path):
-        args = tiny_args(tmp_path)
-        args.fsdp_plugin_args = {}
-        with pytest.raises(ConfigError, match="launched with FSDP"):
-            build(args=args)
-
-    def test_fsdp_asked_for_by_the_launcher_is_refused(self, build, tmp_path, monkeypatch):
-        args = tiny_args(tmp_path)
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-        with pytest.raises(ConfigError, match="launched with FSDP"):
-            build(args=args)
-
 
 def test_several_gpus_in_one_process_are_refused(build, tmp_path):
     args = tiny_args(tmp_path)

@@ -230,6 +230,8 @@ def test_our_start_gives_the_arguments_back_as_they_were(build):
         ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         ("prediction_step", ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
         ("log", ["self", "logs", "start_time"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_save_rng_state", ["self", "output_dir"]),
     ],
 )
 def test_an_overridden_method_has_the_signature_of_its_original(name, expected):

@@ -21,6 +21,9 @@ ONLY_VALUE: dict[str, Any] = {
     "completion_only_loss": None,
     "dataset_kwargs": None,
     "dataset_num_proc": None,
+    # Predictions are not collected.
+    "eval_accumulation_steps": None,
+    "eval_do_concat_batches": True,
     "eval_packing": None,
     "include_for_metrics": [],
     "label_names": None,
@@ -37,7 +40,11 @@ ONLY_VALUE: dict[str, Any] = {
     # The forward goes past the compiled wrapper.
     "torch_compile": False,
     "truncation_mode": "keep_start",
+    # Sampling always has a cache, and the scored forward never.
+    "use_cache": False,
 }
+# TRL cannot switch checkpointing on again with these after the rollouts.
+_NOT_WITH_ROLLOUTS = ("every_n_layers", "offload")
 ObjectiveName = Literal[
     "auto", "chunk_rkl", "chunk_jsd", "exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd"
 ]  # fmt: skip
@@ -96,9 +103,14 @@ def refuse_unsupported(args: Any) -> None:
                 raise ConfigError(
                     f"`{name}={value!r}` has no effect without `log_completions=True`. Set that, or leave it out."
                 )
-    for name in ("fp16", "use_liger_kernel"):
+    for name in ("fp16", "use_liger_kernel", "activation_offloading"):
         if getattr(args, name) and args.use_cpu:
-            raise ConfigError(f"`{name}=True` has no effect on a CPU, where float32 is used. Leave it at False.")
+            raise ConfigError(f"`{name}=True` has no effect on a CPU. Leave it at False.")
+    if lost := [name for name in _NOT_WITH_ROLLOUTS if name in (args.activation_checkpointing_kwargs or {})]:
+        raise ConfigError(
+            f"`activation_checkpointing_kwargs={args.activation_checkpointing_kwargs}` has {lost[0]!r}, which TRL "
+            "cannot set again after it has switched checkpointing off to sample. Leave it out."
+        )
 
 
 def refuse_unread(args: Any, objective: ObjectiveName) -> None:

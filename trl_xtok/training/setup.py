@@ -5,7 +5,6 @@ Everything that can be refused is refused here, before a large model is loaded o
 
 from typing import Any
 
-from accelerate.utils import parse_flag_from_env
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -14,6 +13,7 @@ from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
 from ..errors import ConfigError
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator
+from .launch import check_launch
 from .loading import Model, check_model, context_length, name_of
 from .rollouts import end_ids
 
@@ -31,7 +31,7 @@ def check_args(args: Any, model: Model) -> CrossTokenizerGKDConfig:
             f"`args` is a {type(args).__name__}, which lacks the arguments of this trainer. Pass a "
             "`CrossTokenizerGKDConfig`; it takes the same values and more."
         )
-    _refuse_sharding(args)
+    check_launch(args)
     return args
 
 
@@ -60,20 +60,6 @@ def _refuse_prompt_learning(config: PeftConfig | None) -> None:
             f"The adapter is a {type(config).__name__}, which puts virtual tokens before the prompt; the positions of "
             "sampled tokens would be off by them. Use LoRA."
         )
-
-
-def _refuse_sharding(args: CrossTokenizerGKDConfig) -> None:
-    sharding = {
-        "DeepSpeed": args.deepspeed_plugin is not None,
-        "FSDP": args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"),
-        "tensor or context parallelism": args.parallelism_config is not None,
-    }
-    for launcher, is_used in sharding.items():
-        if is_used:
-            raise ConfigError(
-                f"The run is launched with {launcher}, and this trainer gathers neither parameters nor sequences from "
-                "several devices. Launch it with DDP (`accelerate launch --multi_gpu`) or on one device."
-            )
 
 
 def check_quantization(

@@ -25,6 +25,7 @@ from transformers import (
 
 from . import loading, setup
 from .advantages import fix_means
+from .checkpoints import ResumableGKDTrainer
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .dataset_checks import prepare_datasets, split_datasets
@@ -38,7 +39,6 @@ from .scoring import causal_lm, check_head, completion_logps
 from .segmentation import add_canonical_paths
 from .teachers import LocalTeacher, load_teacher
 from .trl_compat import (
-    GKDTrainer,
     SFTTrainer,
     TeacherStandIn,
     call_through_wrapper,
@@ -53,7 +53,7 @@ _OFF: Mode = "off_policy"
 _EVALUATION = 1_000_003
 
 
-class CrossTokenizerGKDTrainer(GKDTrainer):
+class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
     """
     Trainer for on-policy distillation of a teacher into a student with another tokenizer.
 
@@ -200,12 +200,12 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         self._run_log.start_step(batches, mode)
         with metrics.timed("student"):
             trained = self._fix_window(batches, mode)
-        # The parent counts floating-point operations from `input_ids`.
-        return [{"input_ids": b.packed["input_ids"], "micro_batch": b} for b in batches], trained
+        # The parent counts floating-point operations and tokens from what the model reads.
+        return [{**b.packed, "micro_batch": b} for b in batches], trained
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
         rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
-        size = self.args.generation_batch_size or self.args.per_device_train_batch_size
+        size = self.args.generation_batch_size or self._train_batch_size
         checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with (
             unwrap_model_for_generation(self.model_wrapped, self.accelerator, **checkpointing) as student,
