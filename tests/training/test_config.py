@@ -316,5 +316,5 @@ def test_how_completions_are_logged_needs_them_to_be_logged(name, value):
 
 @pytest.mark.parametrize("number", [-1, 1.5, True])
 def test_a_number_of_completions_to_print_that_is_none_is_refused(number):
-    with pytest.raises(ConfigError, match="`num_completions_to_print` must be a whole number, at least 0, or None"):
+    with pytest.raises(ConfigError, match="`num_completions_to_print` must be None or a whole number of at least 0"):
         config(log_completions=True, num_completions_to_print=number)
