@@ -90,9 +90,9 @@ class PromptCollator:
         """
         sides = self._sides(example)
         texts = read_prompt(example), read_completion(example)
-        check_tool_calls(*texts, *sides)
         (tokenizer, options), _ = sides
         ids = completion_ids(tokenizer, *texts, **options)
+        check_tool_calls(*texts, *sides)
         if self.student_context is not None:
             ids = ids[: self.student_context - len(prompt)]
         _check_ids("student", ids, self.student_vocab_size, self.student_tokenizer)
