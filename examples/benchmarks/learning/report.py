@@ -70,6 +70,7 @@ def draw(runs: Sequence[Run], task: str, path: Path) -> None:
     groups = by_arm(runs)
     columns = 3
     lines = -(-len(groups) // columns)
+    top = max(max(run.accuracies) for run in runs) * 1.1
     figure, axes = pyplot.subplots(
         lines, columns, sharex=True, sharey=True, figsize=(10, 1 + 1.7 * lines), squeeze=False
     )
@@ -79,10 +80,12 @@ def draw(runs: Sequence[Run], task: str, path: Path) -> None:
             if drawn is not None:
                 _line(panel, drawn, colour)
         panel.set_title(arm, fontsize=8)
-        panel.set_ylim(0, 1)
+        panel.set_ylim(0, top)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(axes.flat)[len(groups) :]:
         panel.set_visible(False)
+    for panel in list(axes.flat)[max(len(groups) - columns, 0) : len(groups)]:
+        panel.tick_params(labelbottom=True)
     grey = "grey: SFT on the teacher's texts; band: all seeds"
     figure.suptitle(f"{task}: share of samples that are right, against TFLOP ({grey})", fontsize=10)
     figure.tight_layout()
