@@ -6,7 +6,7 @@ import torch
 from tests.training.runs import parameters_of, shared_tokenizers
 
 
-@pytest.mark.filterwarnings("ignore:`(pad|eos)_token` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`(eos|pad)_token` is deprecated:FutureWarning")
 def test_tokens_named_in_the_arguments_are_those_of_the_run(make_trainer):
     trainer = make_trainer(eos_token="<|endoftext|>", pad_token="<|im_start|>")
     tokenizer = trainer.processing_class
