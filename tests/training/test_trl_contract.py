@@ -6,20 +6,17 @@ A test that fails here after an upgrade names the assumption that no longer hold
 import inspect
 import logging
 from contextlib import nullcontext
-from typing import get_type_hints
 
 import pytest
 import torch
 from torch import nn
 from transformers import GenerationConfig, Trainer
-from trl import DistillationConfig
 
 from tests import real_tokenizers
 from tests.training.runs import shared_tokenizers
 from tests.training.tiny_models import prompt_dataset, tiny_model
-from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
+from trl_xtok import CrossTokenizerGKDTrainer
 from trl_xtok.training import trl_compat
-from trl_xtok.training.model_card import VERSIONS
 from trl_xtok.training.trl_compat import GKDConfig, GKDTrainer, SFTTrainer, TeacherStandIn, call_through_wrapper
 
 
@@ -275,30 +272,6 @@ def test_the_trainer_divides_the_loss_by_the_accumulation_steps_unless_told_that
 def test_the_conversation_test_of_trl_reads_a_prompt_column():
     assert trl_compat.is_conversational({"prompt": [{"role": "user", "content": "Hi"}]})
     assert not trl_compat.is_conversational({"prompt": "Hi"})
-
-
-def test_the_completions_table_of_trl_takes_what_we_pass(capsys):
-    assert list(parameters(trl_compat.print_prompt_completions_sample)) == [
-        *("prompts", "completions", "rewards", "advantages", "step", "num_samples", "extra")
-    ]
-    figures = {"reverse_kl_per_byte": [0.125, float("nan")], "coverage": [1.0, 0.5]}
-    trl_compat.print_prompt_completions_sample(["Hi", "You"], ["a", "b"], figures, None, "3 (eval)")
-    shown = capsys.readouterr().out
-    assert all(part in shown for part in ("Step 3 (eval)", "0.12", "nan", "0.50"))
-
-
-def test_the_distillation_trainer_of_trl_names_its_log_arguments_as_we_do():
-    ours, theirs = CrossTokenizerGKDConfig, DistillationConfig
-    for name in ("log_completions", "num_completions_to_print", "log_unique_prompts"):
-        # The parser of arguments writes into the fields' own types.
-        assert get_type_hints(ours)[name] == get_type_hints(theirs)[name]
-        assert ours.__dataclass_fields__[name].default == theirs.__dataclass_fields__[name].default
-
-
-def test_the_model_card_of_trl_lists_versions_once(build, tmp_path):
-    trainer = build()
-    GKDTrainer.create_model_card(trainer, model_name="mine")
-    assert (tmp_path / "README.md").read_text().count(VERSIONS) == 1
 
 
 def test_nulls_are_removed_from_whatever_is_nested():
