@@ -5,6 +5,7 @@ from typing import get_type_hints
 
 from trl import DistillationConfig
 
+from tests.training.runs import shared_tokenizers
 from trl_xtok import CrossTokenizerGKDConfig
 from trl_xtok.training import trl_compat
 from trl_xtok.training.model_card import VERSIONS
