@@ -76,8 +76,16 @@ def unfinished(folder: Path) -> dict[Path, int]:
     }
 
 
-def live(folder: Path, models: tuple[str, str], kind: str, *, die: str | None, chance: random.Random) -> str | None:
-    """Let a run live until it ends (`None`) or is killed; returns what it was killed at."""
+def live(folder: Path, models: tuple[str, str], kind: str, *, die: str | None = None, after: float = 0) -> str | None:
+    """Let a run live until it ends (`None`) or is killed; returns what it was killed at.
+
+    Args:
+        folder: Where it saves.
+        models: Student and teacher.
+        kind: Of which kind it is.
+        die: Whether it is killed at `"any time"` or `"saving"`, or not at all.
+        after: So many seconds after it has begun to train or to save.
+    """
     begun = Path(f"{folder}.begun")
     begun.unlink(missing_ok=True)
     process = PROCESSES.Process(target=train, args=(str(folder), *models, kind))
@@ -88,9 +96,7 @@ def live(folder: Path, models: tuple[str, str], kind: str, *, die: str | None, c
     if die == "saving":
         while process.is_alive() and not unfinished(folder).items() - before.items():
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.1))
-    elif die == "any time":
-        time.sleep(chance.uniform(0, 1.5))
+    time.sleep(after)
     ended = die is None or not process.is_alive()
     if not ended:
         process.kill()
@@ -136,13 +142,16 @@ def kill_and_resume(folder: Path, models: tuple[str, str], kind: str, *, kills: 
     """Kill runs of one kind this many times in all; returns how many kills hit what, and how many runs there were."""
     chance, hits = random.Random(seed), Counter[str]()
     folder.mkdir(exist_ok=True)
-    assert live(folder / "straight", models, kind, die=None, chance=chance) is None
+    assert live(folder / "straight", models, kind) is None
     expected = outcome(folder / "straight", kind)
+    # Kills come at times that suit the speed of the machine.
+    duration = time.time() - Path(f"{folder / 'straight'}.begun").stat().st_mtime
+    longest = {None: 0, "any time": duration / 2, "saving": duration / KINDS[kind]["max_steps"] / 2}
     while (done := hits["training"] + hits["saving"]) < kills or not hits["runs"]:
         run = folder / f"run-{hits['runs']}"
         for number in range(done, kills + 1):
             die = None if number == kills else ("any time", "saving")[number % 2]
-            hit = live(run, models, kind, die=die, chance=chance)
+            hit = live(run, models, kind, die=die, after=chance.uniform(0, longest[die]))
             if hit is None:
                 break
             hits[hit] += 1

