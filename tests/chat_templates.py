@@ -1,5 +1,9 @@
 """Chat templates of the families in real_tokenizers, reduced to roles, content and end of turn."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -68,3 +72,11 @@ PLAIN_WORDS = (
 HELLO = [{"role": "user", "content": "Hello"}]
 WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *HELLO]
 TURNS = [*HELLO, {"role": "assistant", "content": "Hi!"}, {"role": "user", "content": "  Bye  "}]
+
+
+def vendors(name: str) -> str:
+    """The template that a vendor ships, as TRL keeps it to know its models by."""
+    package = find_spec("trl")
+    assert package is not None
+    assert package.origin is not None
+    return (Path(package.origin).parent / "chat_templates" / f"{name}.jinja").read_text()

@@ -30,6 +30,10 @@ class ModelError(XTokError, ValueError):
     """A model cannot be scored or trained exactly."""
 
 
+class CheckpointError(XTokError, ValueError):
+    """A run cannot go on from a checkpoint, or from any in a folder."""
+
+
 class CoverageError(XTokError, RuntimeError):
     """Too few of the sampled tokens could be trained on for the result to mean anything."""
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests import real_tokenizers
+from tests import chat_templates, real_tokenizers
 from trl_xtok import TokenizerAligner
-from trl_xtok.alignment.completions import completion_ids
+from trl_xtok.alignment.completions import answer_space, completion_ids
 from trl_xtok.alignment.templates import end_of_turn_id, prompt_ids
 from trl_xtok.errors import TemplateError
 
@@ -75,3 +75,44 @@ def test_a_template_that_begins_a_prompt_otherwise_is_refused():
         completion_ids(
             real_tokenizers.smollm2(), PROMPT, [{"role": "assistant", "content": "Hi"}], chat_template=template
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "expected"),
+    [
+        ("mistral1", None, ("[/INST]", " ")),
+        ("smollm2", None, ("", "")),
+        ("llama3", None, ("", "")),
+        # A reasoning block is no white space.
+        ("qwen3", chat_templates.QWEN_THINKING, ("", "")),
+        ("gemma3", None, ("", "")),
+        ("smollm2", "{{ raise_exception('no') }}", ("", "")),
+    ],
+)
+def test_the_space_that_a_template_writes_before_an_answer(name, template, expected):
+    assert answer_space(getattr(real_tokenizers, name)(), chat_template=template) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "start", "left"),
+    [
+        ("mistral1", " Hello there", " ", "Hello there"),
+        ("mistral1", "  Hello", " ", " Hello"),
+        ("mistral1", "Hello", " ", "Hello"),
+        ("mistral1", " ", " ", ""),
+        ("mistral1", "", " ", ""),
+        ("smollm2", "\n\nHello", "\n", "\nHello"),
+        ("smollm2", "\nHello", "\n\n", "\nHello"),
+        ("llama3", "anything else", "any thing", "anything else"),
+        ("llama3", "anything else", "anything els", "e"),
+    ],
+)
+def test_ids_without_what_their_text_begins_with(name, content, start, left):
+    aligner = TokenizerAligner(getattr(real_tokenizers, name)(), real_tokenizers.llama3())
+    spelled = TokenizerAligner(real_tokenizers.llama3(), getattr(real_tokenizers, name)())
+    written = [spelled.align(llama(text)).teacher_ids for text in (content, left)]
+    assert aligner.without_start(written[0], start) == written[1]
+
+
+def llama(text):
+    return real_tokenizers.llama3().encode(text, add_special_tokens=False)

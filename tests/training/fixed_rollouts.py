@@ -1,6 +1,6 @@
 """Completions that a ByteLevel student (SmolLM2) can sample, one of each troublesome kind, and a trainer for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,18 +82,19 @@ class FixedTrainer(CrossTokenizerGKDTrainer):
 
 
 def whole_step(
-    trainer: CrossTokenizerGKDTrainer, prompts: Sequence[str], batch_size: int
+    trainer: CrossTokenizerGKDTrainer, prompts: Iterable[str | Mapping[str, Any]], batch_size: int
 ) -> tuple[list[dict[str, Any]], Tensor]:
-    """The micro-batches of one optimizer step over `prompts`, as the trainer prepares them, and their normalizer."""
-    batches = [
-        trainer.data_collator([{"prompt": prompt} for prompt in prompts[start : start + batch_size]])
-        for start in range(0, len(prompts), batch_size)
-    ]
+    """The micro-batches of one optimizer step over `prompts`, as the trainer prepares them, and their normalizer.
+
+    Prompts may be whole rows of a dataset.
+    """
+    rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    batches = [trainer.data_collator(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
     return trainer.get_batch_samples(iter(batches), len(batches), trainer.args.device)
 
 
 def loss_and_gradients(
-    trainer: CrossTokenizerGKDTrainer, prompts: Sequence[str], batch_size: int
+    trainer: CrossTokenizerGKDTrainer, prompts: Iterable[str | Mapping[str, Any]], batch_size: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one optimizer step over `prompts`, and the gradient of each parameter."""
     trainer.model.zero_grad()
@@ -172,6 +173,7 @@ def train_one_step(
         trainer_class=FixedTrainer,
         train_dataset=dataset,
         eval_dataset=dataset,
+        compute_metrics=lambda prediction: {"num_completions": len(prediction.predictions)},
         callbacks=[recorder],
         peft_config=peft_config,
     )

@@ -9,7 +9,8 @@ from tests import chat_templates, real_tokenizers
 from tests.training.runs import shared_tokenizers
 from tests.training.tiny_models import PROMPTS
 from trl_xtok.errors import DataError, TemplateError
-from trl_xtok.training.data import PromptCollator, left_pad, read_prompt, unpad
+from trl_xtok.training.data import PromptCollator, left_pad, unpad
+from trl_xtok.training.dataset_formats import read_prompt
 
 
 CONVERSATION = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What is 2 + 2?"}]
@@ -195,9 +196,8 @@ def test_a_row_may_offer_no_tools(tools):
     [
         pytest.param({"tools": "search"}, "`tools` is 'search', which is not JSON", id="no JSON"),
         pytest.param({"tools": {"name": "search"}}, "`tools` is .* which is a dict", id="no list"),
-        pytest.param(
-            {"chat_template_kwargs": {"enable_thinking": False}}, "a row does not say which it means", id="arguments"
-        ),
+        pytest.param({"chat_template_kwargs": "fast"}, "`chat_template_kwargs` is 'fast'", id="arguments"),
+        pytest.param({"teacher_chat_template_kwargs": [1]}, r"`teacher_chat_template_kwargs` is \[1\]", id="theirs"),
     ],
 )
 def test_what_a_row_asks_of_the_templates_in_vain_is_refused(row, message):

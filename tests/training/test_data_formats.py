@@ -3,7 +3,7 @@
 import pytest
 
 from trl_xtok.errors import DataError
-from trl_xtok.training.data import read_completion, read_prompt
+from trl_xtok.training.dataset_formats import read_completion, read_prompt
 
 
 USER = {"role": "user", "content": "Hi"}

@@ -1,4 +1,4 @@
-"""What a run reports: names, ratios of sums, and when it stops."""
+"""What a run reports: names, and ratios of sums."""
 
 import re
 from collections import Counter
@@ -10,8 +10,7 @@ from accelerate import Accelerator
 
 from tests import real_tokenizers
 from trl_xtok import Alignment, TokenizerAligner
-from trl_xtok.errors import CoverageError
-from trl_xtok.training.metrics import DROP_REASONS, PHASES, CoverageGuard, RunMetrics
+from trl_xtok.training.metrics import DROP_REASONS, PHASES, RunMetrics
 from trl_xtok.training.window import CHARGED_REASONS, Rollout, Selection, assemble
 
 
@@ -158,19 +157,3 @@ def test_noncanonical_rollouts_are_counted(accelerator, aligner):
     spelled = Rollout([1], [1], letters, aligner.align(letters), aligner.canonical(letters), frozenset(), False)
     metrics = collected(accelerator, micro_batch(spelled, rollout(aligner, "one", stopped=True)))
     assert metrics["xtok/noncanonical_ratio"] == 0.5
-
-
-def test_a_run_stops_after_three_steps_in_a_row_below_the_coverage():
-    guard = CoverageGuard(0.5)
-    for coverage in (0.4, 0.4, 0.5, 0.1, 0.0):
-        guard.check(coverage)
-    with pytest.raises(CoverageError, match=r"Only 30\.0% .* `min_coverage=0\.5` for 3 optimizer steps") as error:
-        guard.check(0.3)
-    assert "raise `max_new_tokens`" in str(error.value)
-    assert isinstance(error.value, RuntimeError)
-
-
-def test_no_coverage_is_too_low_if_none_is_asked_for():
-    guard = CoverageGuard(0.0)
-    for _ in range(5):
-        guard.check(0.0)

@@ -11,7 +11,7 @@ from tests.training.fixed_rollouts import (
     train_one_step,
     without_times,
 )
-from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
+from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
 
 
 # Batch size, accumulation steps.
@@ -49,6 +49,50 @@ def test_micro_batches_of_any_size_give_one_loss(trainer, monkeypatch, credit, s
         assert_same(loss_and_gradients(trainer, PROMPTS, batch_size=batch_size), whole)
 
 
+OFF_POLICY = {
+    "chunk_rkl": 0.5,
+    "chunk_jsd": 0.2,
+    "exact_jsd": 0.2,
+    "shared_vocab_jsd": 0.0,
+    "hybrid": 0.0,
+    "prefix_jsd": 0.2,
+}
+
+
+@pytest.fixture
+def build(tmp_path, padded_student_path, byteless_teacher_path, same_tokenizer_teacher_path):
+    def build_trainer(objective, **changes):
+        teacher = same_tokenizer_teacher_path if objective == "exact_jsd" else byteless_teacher_path
+        args = tiny_args(tmp_path, objective=objective, **changes)
+        trainer = tiny_trainer(padded_student_path, teacher, args, trainer_class=FixedTrainer, train_dataset=written())
+        trainer.rollouts = rollouts()
+        return trainer
+
+    return build_trainer
+
+
+def written():
+    return prompt_dataset().add_column("completion", [f" {prompt} again, 2024 times.\n" for prompt in PROMPTS])
+
+
+@pytest.mark.parametrize("objective", [name for name in OFF_POLICY if name != "chunk_rkl"])
+def test_micro_batches_of_any_size_give_one_loss_of_every_objective(build, objective):
+    trainer = build(objective)
+    whole = loss_and_gradients(trainer, PROMPTS, batch_size=8)
+    assert whole[0] != 0
+    for batch_size in (4, 1):
+        assert_same(loss_and_gradients(trainer, PROMPTS, batch_size=batch_size), whole)
+
+
+@pytest.mark.parametrize(("objective", "weight"), OFF_POLICY.items())
+def test_micro_batches_of_any_size_give_one_loss_of_written_completions(build, objective, weight):
+    trainer = build(objective, lmbda=0.0, crossentropy_weight=weight, max_new_tokens=40)
+    whole = loss_and_gradients(trainer, written(), batch_size=8)
+    assert whole[0] != 0
+    for batch_size in (4, 1):
+        assert_same(loss_and_gradients(trainer, written(), batch_size=batch_size), whole)
+
+
 def test_loss_does_not_grow_with_the_number_of_micro_batches(trainer):
     """Twice the same prompts is the same mean."""
     once = loss_and_gradients(trainer, PROMPTS, batch_size=4)
@@ -65,11 +109,20 @@ def test_rollouts_that_are_not_trained_on_change_nothing(trainer, monkeypatch):
     assert_same(loss_and_gradients(trainer, PROMPTS[:5], batch_size=5), without)
 
 
+OFF_POLICY_STEP = {
+    "objective": "prefix_jsd",
+    "lmbda": 0.0,
+    "crossentropy_weight": 0.3,
+    "written": [" one, 2024 two", " three", " \u4f60\u597d and more of it", " four"],
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "make_config"),
     [
         pytest.param({"credit": "chunk", "segmentation": "text"}, lambda: None, id="full"),
         pytest.param({"activation_checkpointing": True}, lora, id="adapter, checkpointing"),
+        pytest.param(OFF_POLICY_STEP, lambda: None, id="off policy, cross-entropy"),
     ],
 )
 def test_accumulation_changes_nothing_of_a_real_step(

@@ -5,12 +5,11 @@ import torch
 from datasets import Dataset
 
 from tests import real_tokenizers
-from tests.conversion import printable_bytes
 from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, stop, text
 from tests.training.reference import Reference, token_logps
-from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
+from tests.training.tiny_models import PROMPTS, save, tiny_args, tiny_model, tiny_trainer
 from trl_xtok.errors import ConfigError, DataError, TemplateError
-from trl_xtok.training.off_policy import TeacherWriter, is_on_policy
+from trl_xtok.training.off_policy import is_on_policy
 
 
 @pytest.fixture
@@ -188,50 +187,6 @@ def test_a_mixed_run_logs_both_kinds_of_steps(build):
         assert "off_policy/xtok/reverse_kl_per_byte" not in log
 
 
-def test_the_teacher_writes(build, teacher_path):
-    """Its text, spelled in the student's own tokens, ends with the student's stop token where the teacher stopped."""
-    trainer = build(
-        objective="chunk_jsd", seq_kd=True, max_new_tokens=30, dataset=Dataset.from_dict({"prompt": PROMPTS})
-    )
-    batch = trainer.data_collator([{"prompt": prompt} for prompt in PROMPTS])
-    assert "completions" not in batch
-    torch.manual_seed(3)
-    written = trainer._written([batch])
-    assert len(written) == len(PROMPTS)
-    assert all(0 < len(ids) <= 30 for ids in written)
-    writer, teacher = trainer._written, real_tokenizers.mistral1()
-    content = " 4, that is 你好 4."
-    ids = teacher.encode(content, add_special_tokens=False)
-    assert (
-        trainer.processing_class.decode(writer._for_student([*ids, teacher.eos_token_id])[:-1]).strip()
-        == content.strip()
-    )
-    assert writer._for_student([*ids, teacher.eos_token_id])[-1:] == stop()
-    assert writer._for_student(ids)[-1:] != stop()
-    trainer.train()
-    assert "off_policy/xtok/coverage" in next(log for log in trainer.state.log_history if "loss" in log)
-
-
-def test_what_the_teacher_wrote_ends_at_its_own_stop_and_control_tokens(build):
-    trainer = build(objective="chunk_jsd", seq_kd=True)
-    teacher, model = real_tokenizers.mistral1(), trainer.teacher.model
-    one, two = (teacher.encode(word, add_special_tokens=False) for word in ("one", "two"))
-    assert trainer._written._for_student([*one, teacher.bos_token_id, *two]) == text(" one")
-    model.generation_config.eos_token_id = [teacher.eos_token_id, two[-1]]
-    writer = TeacherWriter(trainer.teacher, trainer.data_collator, trainer.args)
-    assert writer._for_student([*one, two[-1]]) == text(" one") + stop()
-
-
-def test_what_the_teacher_wrote_ends_where_the_student_cannot_spell_it(build):
-    writer, teacher = build(objective="chunk_jsd", seq_kd=True)._written, real_tokenizers.mistral1()
-    one, two = (teacher.encode(word, add_special_tokens=False) for word in ("one", "two"))
-    no_byte = teacher.convert_tokens_to_ids("<0xF5>")
-    assert printable_bytes()[0xF5] not in real_tokenizers.smollm2().get_vocab()
-    assert writer._for_student([*one, no_byte, *two, teacher.eos_token_id]) == text(" one")
-    assert writer._for_student([no_byte, *two]) == []
-    assert writer._for_student([len(teacher) + 7, *two]) == []
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -299,3 +254,17 @@ def test_a_mixed_run_goes_on_as_it_would_have_gone_on(build):
     resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
     for name, parameter in whole.model.named_parameters():
         torch.testing.assert_close(resumed.model.get_parameter(name), parameter, atol=0, rtol=0)
+
+
+def test_what_is_cut_off_is_counted(build, tmp_path):
+    """The end of a completion by the student's `max_length`, and what of it the teacher has no room for."""
+    small = save(tiny_model("llama", 32000, max_position_embeddings=16), real_tokenizers.mistral1(), tmp_path / "t")
+    rows = Dataset.from_dict({"prompt": ["Hi", "Ho"], "completion": [" one two" * 30, " three"]})
+    for teacher, reason in ((None, "unfinished"), (small, "teacher")):
+        options = {"objective": "chunk_jsd", "max_new_tokens": 5, "max_length": 24, "dataset": rows}
+        trainer = build(**options, **({"teacher": teacher} if teacher else {}))
+        trainer.train()
+        log = next(log for log in trainer.state.log_history if "loss" in log)
+        assert log["off_policy/completions/max_length"] == 24 - len(text("Hi"))
+        assert log["off_policy/completions/clipped_ratio"] == 0.5
+        assert log[f"off_policy/xtok/dropped_{reason}"] > 0

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from tests.training.fixed_rollouts import Step, train_one_step, without_times
-from tests.training.two_ranks import cases
+from tests import real_tokenizers
+from tests.training.fixed_rollouts import Step, without_times
+from tests.training.two_ranks import cases, take
 
 
 ROOT = Path(__file__).parents[2]
@@ -51,16 +53,21 @@ def run_two_ranks(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory, padded_student_path, byteless_teacher_path) -> list[dict[str, Step]]:
+def folder(tmp_path_factory, padded_student_path, byteless_teacher_path) -> Path:
     folder = tmp_path_factory.mktemp("two_ranks")
     run_two_ranks(padded_student_path, byteless_teacher_path, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder) -> list[dict[str, Step]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("name", [name for name in cases() if name != "sampled"])
 def test_two_processes_take_the_step_of_one(ranks, name, tmp_path, padded_student_path, byteless_teacher_path):
     case = {key: 2 * value if key in DOUBLED else value for key, value in cases()[name].items()}
-    one = train_one_step(padded_student_path, byteless_teacher_path, str(tmp_path), **case)
+    one = take(padded_student_path, byteless_teacher_path, str(tmp_path), case)
     for rank in ranks:
         two = rank[name]
         assert two.gradients.keys() == one.gradients.keys()
@@ -76,7 +83,7 @@ def test_two_processes_take_the_step_of_one(ranks, name, tmp_path, padded_studen
 def test_idle_steps_have_nothing_to_learn_from(ranks):
     """Guards the cases above: they must be what their names say."""
     assert all(gradient.count_nonzero() == 0 for gradient in ranks[0]["both ranks idle"].gradients.values())
-    for name in ("one rank idle", "one rank only charged", "proportional"):
+    for name in ("one rank idle", "one rank only charged", "proportional", "hybrid", "exact_jsd", "cross-entropy"):
         assert any(gradient.count_nonzero() for gradient in ranks[1][name].gradients.values())
     assert ranks[0]["one rank only charged"].logged["xtok/dropped_invalid_utf8"] > 0
 
@@ -84,3 +91,18 @@ def test_idle_steps_have_nothing_to_learn_from(ranks):
 def test_ranks_sample_different_completions_for_the_same_prompt(ranks):
     completions = [tuple(ids) for rank in ranks for ids in rank["sampled"].sampled]
     assert len(set(completions)) == len(completions) == 4
+
+
+def test_completions_of_all_ranks_are_kept_once(ranks, folder):
+    decode = real_tokenizers.smollm2().decode
+    sampled = [decode(ids, skip_special_tokens=True) for rank in ranks for ids in rank["sampled"].sampled]
+    table = pd.read_parquet(folder / "completions/completions_00001.parquet")
+    assert sorted(table["completion"]) == sorted(sampled)
+    assert table["reverse_kl_per_byte"].nunique() > 1
+    # A prompt that only fills up the last batch is not evaluated.
+    assert len(pd.read_parquet(folder / "completions/eval_completions_00000.parquet")) == 4
+
+
+def test_metrics_of_completions_are_those_of_all_ranks(ranks):
+    for rank in ranks:
+        assert rank["sampled"].evaluated["eval_num_completions"] == 4

@@ -20,6 +20,7 @@ from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
 from trl_xtok.errors import ConfigError, DataError, ModelError, TemplateError, TokenizerError, XTokError
 from trl_xtok.training import loading, setup
 from trl_xtok.training.data import PromptCollator
+from trl_xtok.training.dataset_checks import prepare_datasets
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def test_a_prompt_leaves_room_for_a_whole_completion():
 
 @pytest.mark.usefixtures("no_weights")
 class TestArguments:
-    @pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics", "formatting_func"])
+    @pytest.mark.parametrize("name", ["preprocess_logits_for_metrics", "formatting_func"])
     def test_functions_that_would_never_be_called_are_refused(self, build, name):
         with pytest.raises(ConfigError, match=f"`{name}=.*is not supported by CrossTokenizerGKDTrainer"):
             build(**{name: print})
@@ -207,24 +208,6 @@ class TestArguments:
         with pytest.raises(ConfigError, match="PromptTuningConfig, which puts virtual tokens before the prompt"):
             build(model=model)
 
-    def test_deepspeed_is_refused(self, build, tmp_path):
-        args = tiny_args(tmp_path)
-        args.deepspeed_plugin = object()
-        with pytest.raises(ConfigError, match=r"launched with DeepSpeed.*Launch it with DDP"):
-            build(args=args)
-
-    def test_fsdp_asked_for_in_the_arguments_is_refused(self, build, tmp_path):
-        args = tiny_args(tmp_path)
-        args.fsdp_plugin_args = {}
-        with pytest.raises(ConfigError, match="launched with FSDP"):
-            build(args=args)
-
-    def test_fsdp_asked_for_by_the_launcher_is_refused(self, build, tmp_path, monkeypatch):
-        args = tiny_args(tmp_path)
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-        with pytest.raises(ConfigError, match="launched with FSDP"):
-            build(args=args)
-
 
 def test_several_gpus_in_one_process_are_refused(build, tmp_path):
     args = tiny_args(tmp_path)
@@ -245,8 +228,8 @@ class TestMessages:
             lambda: setup.check_teacher(None, "student", CrossTokenizerGKDConfig()),
             lambda: loading.check_model(3, "model"),
             lambda: loading.set_pad_token(without_special_tokens(), CrossTokenizerGKDConfig()),
-            lambda: setup.check_datasets(None, None, None, custom=False),
-            lambda: setup.check_datasets([], None, None, custom=False),
+            lambda: prepare_datasets(None, None, None, CrossTokenizerGKDConfig(), None),
+            lambda: prepare_datasets([], None, None, CrossTokenizerGKDConfig(), None),
             lambda: PromptCollator(real_tokenizers.smollm2(), real_tokenizers.mistral1(), 1).tokenize("a b c"),
         ],
     )

@@ -9,7 +9,6 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from gguf import GGMLQuantizationType
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from tests import real_tokenizers
@@ -238,36 +237,6 @@ def test_an_offloaded_head_or_embedding_is_refused(tmp_path, path, part, kind):
 # Offloading between scorings. Without a second device the moves can be seen, but not what they save.
 
 
-@pytest.fixture
-def events(make_trainer):
-    """What happens in one optimizer step of two micro-batches: moves of the teacher, and who computes."""
-
-    def run(**changes: Any) -> list[str]:
-        trainer = make_trainer(arguments=shared_tokenizers(), gradient_accumulation_steps=2, **changes)
-        # Refused in the arguments of a run on a CPU.
-        trainer.args.offload_teacher = True
-        seen: list[str] = []
-        device = trainer.args.device
-        trainer.teacher.model.to = lambda place: seen.append("there" if place is device else f"to {place}")
-        for name, model in (("teacher", trainer.teacher.model), ("student", trainer.model)):
-            model.model.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
-        trainer.train()
-        return [event for event, following in zip(seen, [*seen[1:], None], strict=True) if event != following]
-
-    return run
-
-
-def test_an_offloaded_teacher_is_moved_once_per_optimizer_step(events):
-    step = ["student", "there", "teacher", "to cpu"]
-    assert events() == [*step, "student"]
-    assert events(max_steps=2) == [*step, *step, "student"]
-
-
-def test_an_offloaded_teacher_is_on_the_device_when_it_writes(events):
-    visit = ["there", "teacher", "to cpu"]
-    assert events(lmbda=0.0, seq_kd=True, objective="chunk_jsd") == [*visit, *visit, "student"]
-
-
 def test_an_offloaded_teacher_goes_back_after_an_error(tmp_path):
     args = tiny_args(tmp_path)
     args.offload_teacher = True
@@ -305,33 +274,3 @@ def test_a_teacher_leaves_the_device_between_scorings(tmp_path, path):
         actual = local.token_logps(PROMPTS, COMPLETIONS).cpu()
     assert (local.model.device.type, torch.cuda.memory_allocated()) == ("cpu", before)
     torch.testing.assert_close(actual, scores(path, tmp_path)[0], atol=1e-3, rtol=0)
-
-
-# A frozen teacher.
-
-
-@pytest.mark.parametrize("objective", ["chunk_rkl", "prefix_jsd"])
-def test_a_teacher_is_frozen_and_never_in_training_mode(make_trainer, load, teacher_path, tmp_path, objective):
-    teacher = load(teacher_path).train()
-    modes: list[bool] = []
-    teacher.model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    trainer = make_trainer(
-        teacher=teacher,
-        arguments=shared_tokenizers(),
-        objective=objective,
-        max_steps=2,
-        save_strategy="steps",
-        save_steps=2,
-    )
-    trainer.train()
-    assert modes
-    assert not any(modes)
-    assert not [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    in_optimizer = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert not in_optimizer & {id(parameter) for parameter in teacher.parameters()}
-
-    saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
-    assert {name: tensor.shape for name, tensor in saved.items()} == {
-        name: tensor.shape for name, tensor in trainer.model.state_dict().items()
-    }

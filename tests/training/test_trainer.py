@@ -255,17 +255,6 @@ def test_a_saved_adapter_loads_onto_its_student(build, tmp_path, student_path):
     assert not changed(parameters_of(trainer.model), loaded)
 
 
-def test_a_checkpoint_has_a_model_card_with_the_paper(build, tmp_path):
-    build(save_strategy="steps", save_steps=1).train()
-    card = (tmp_path / "README.md").read_text()
-    assert "Breaking the Tokenizer Barrier" in card
-    assert "niu2026breaking" in card
-    assert "2606.09456" in card
-    for tag in ("- trl\n", "- gkd\n", "- trl-xtok\n"):
-        assert tag in card
-    assert "Cross-Tokenizer GKD" in card
-
-
 def test_the_model_is_tagged_for_the_hub(build):
     assert {"trl", "gkd", "trl-xtok"} <= set(build().model.model_tags)
 

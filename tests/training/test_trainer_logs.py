@@ -159,6 +159,7 @@ class SaysNothingAt:
 
     def __init__(self, teacher, unknown: dict[int, float]):
         self.teacher, self.unknown = teacher, unknown
+        self.on_device = teacher.on_device
 
     def token_logps(self, prompts, completions):
         logps = self.teacher.token_logps(prompts, completions)

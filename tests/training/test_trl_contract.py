@@ -228,6 +228,8 @@ def test_our_start_gives_the_arguments_back_as_they_were(build):
         ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         ("prediction_step", ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
         ("log", ["self", "logs", "start_time"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_save_rng_state", ["self", "output_dir"]),
     ],
 )
 def test_an_overridden_method_has_the_signature_of_its_original(name, expected):
@@ -270,3 +272,8 @@ def test_the_trainer_divides_the_loss_by_the_accumulation_steps_unless_told_that
 def test_the_conversation_test_of_trl_reads_a_prompt_column():
     assert trl_compat.is_conversational({"prompt": [{"role": "user", "content": "Hi"}]})
     assert not trl_compat.is_conversational({"prompt": "Hi"})
+
+
+def test_nulls_are_removed_from_whatever_is_nested():
+    row = {"a": None, "b": [{"c": None, "d": 1}, None], "e": {"f": None}, "g": ""}
+    assert trl_compat.remove_none_values(row) == {"b": [{"d": 1}, None], "e": {}, "g": ""}

@@ -71,16 +71,44 @@ def cases() -> dict[str, dict[str, Any]]:
             "crossentropy_weight": 0.2,
             **batch,
         },
+        # The second micro-batch of one rank has nothing to compare and nothing to credit.
+        "hybrid": {"completions": only(0, 1, 3) | {PROMPTS[6]: []}, "objective": "hybrid", **single},
+        "exact_jsd": {
+            "completions": only(0, 1) | {PROMPTS[5]: [], PROMPTS[6]: []},
+            "objective": "exact_jsd",
+            "peft_config": lora(),
+            **batch,
+        },
+        "cross-entropy": {
+            "completions": None,
+            "prompts": PROMPTS[:4],
+            "written": [" one, 2024 two", " three", " 你好 and more of it", " four"],
+            "lmbda": 0.0,
+            "crossentropy_weight": 0.5,
+            **single,
+        },
         "both ranks idle": {"completions": {p: text(" a") for p in PROMPTS[:2]} | cut, **batch},
         "streamed": {"completions": only(0, 1, 2, 3), "streamed": True, "evaluate": True, **batch},
-        "sampled": {"completions": None, "prompts": ["The same prompt"] * 4, **batch},
+        "sampled": {
+            "completions": None,
+            "prompts": ["The same prompt"] * 4,
+            "evaluate": True,
+            "log_completions": True,
+            # Two of the six places of the two ranks are filled up.
+            **(batch | {"per_device_eval_batch_size": 3}),
+        },
     }
+
+
+def take(student: str, teacher: str, folder: str, case: dict[str, Any]) -> Step:
+    """Take the step of a case; for `exact_jsd` the student without its adapter is the teacher."""
+    return train_one_step(student, student if case.get("objective") == "exact_jsd" else teacher, folder, **case)
 
 
 def main(student: str, teacher: str, folder: str) -> None:
     """Take all steps and save what they came to, for this rank."""
     rank = os.environ["RANK"]
-    steps: dict[str, Step] = {name: train_one_step(student, teacher, folder, **case) for name, case in cases().items()}
+    steps = {name: take(student, teacher, folder, case) for name, case in cases().items()}
     torch.save(steps, f"{folder}/rank{rank}.pt")
 
 

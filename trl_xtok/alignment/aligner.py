@@ -146,6 +146,23 @@ class TokenizerAligner:
                     pairs[index] = student_ids[index]
         return _align(pieces, pairs, [None] * len(pieces), self._student, finished)
 
+    def without_start(self, student_ids: Sequence[int], start: str) -> list[int]:
+        """The ids without a text that they begin with; what is left of the token in which it ends is encoded anew.
+
+        They stay as they are if they begin with another text, or what is left of that token cannot be encoded.
+        """
+        student_ids, missing = [*map(operator.index, student_ids)], start.encode()
+        for place, piece in enumerate(self._student.table.spell_all(student_ids)):
+            if piece is not None and piece.startswith(missing):
+                rest = Spelling()
+                self._student.spell(piece[len(missing) :], rest)
+                ids = [token_id for token_id in rest.ids if token_id is not None]
+                return student_ids if any(rest.reasons) else ids + student_ids[place + 1 :]
+            if piece is None or not missing.startswith(piece):
+                break
+            missing = missing[len(piece) :]
+        return student_ids
+
     def blank_chunks(self, student_ids: Sequence[int], alignment: Alignment) -> frozenset[int]:
         """Chunks of `alignment`, which is that of `student_ids`, that are nothing but white space."""
         texts = [b""] * alignment.num_chunks

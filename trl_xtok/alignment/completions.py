@@ -8,8 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import TemplateError
 from .spelling import Spelling
-from .templates import Message, Tool, check_message, encode, render, stop_ids
+from .templates import PROBE, Message, Tool, check_message, encode, render, stop_ids
 from .text_encoder import TextEncoder
+
+
+# A tokenizer, and how its template renders: arguments of `completion_ids`.
+Side = tuple[PreTrainedTokenizerBase, Mapping[str, Any]]
 
 
 def completion_ids(
@@ -49,8 +53,86 @@ def completion_ids(
             f"The prompt is {'text' if isinstance(prompt, str) else 'a conversation'} and its completion is "
             f"{'text' if isinstance(completion, str) else 'messages'}. Give both as text or both as messages."
         )
-    _check_answer(prompt, completion)
     options: tuple[Any, ...] = (chat_template, dict(chat_template_kwargs or {}), tools)
+    before, whole = _render(tokenizer, prompt, completion, options)
+    begun, ids = encode(tokenizer, before), encode(tokenizer, whole)
+    # White space at the beginning of an answer may be one token with that before it.
+    ids = ids[len(begun) :] if ids[: len(begun)] == begun else encode(tokenizer, whole[len(before) :])
+    stops = stop_ids(tokenizer, chat_template=chat_template)
+    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    return ids[: end + 1]
+
+
+def check_tool_calls(
+    prompt: str | Sequence[Message], completion: str | Sequence[Message], student: Side, teacher: Side
+) -> None:
+    """Refuse tool calls of a completion that the teacher's template writes in another way than the student's.
+
+    The teacher would be asked how likely it finds a notation that is not its own.
+
+    Args:
+        prompt: As for `completion_ids`.
+        completion: As for `completion_ids`.
+        student: The student's tokenizer, and arguments of `completion_ids`.
+        teacher: Those of the teacher.
+
+    Raises:
+        TemplateError: If the two texts differ, or a template does not write the calls.
+    """
+    if isinstance(prompt, str) or isinstance(completion, str) or not any(m.get("tool_calls") for m in completion):
+        return
+    texts: list[str] = []
+    for tokenizer, options in (student, teacher):
+        template = cast("str | None", options.get("chat_template"))
+        variables = dict(options.get("chat_template_kwargs") or {})
+        before, whole = _render(tokenizer, prompt, completion, (template, variables, options.get("tools")))
+        stops = cast("list[str]", tokenizer.convert_ids_to_tokens([*stop_ids(tokenizer, chat_template=template)]))
+        text = whole[len(before) :]
+        texts.append(text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))].strip())
+    if texts[0] != texts[1]:
+        raise TemplateError(
+            f"The student's chat template writes the completion with tool calls as {texts[0]!r:.300}, the teacher's "
+            f"as {texts[1]!r:.300}. The teacher cannot score a notation that is not its own. Give templates or "
+            "template arguments that write both alike (`chat_template_path`, `teacher_chat_template_path`, "
+            "`chat_template_kwargs`), set `lmbda=1.0` or `seq_kd=True`, or leave out such rows."
+        )
+
+
+def answer_space(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[str, str]:
+    """The end of a prompt in the chat template, and the white space that it writes between this and every answer.
+
+    A model that was trained on such a template begins its answers with that space, as Mistral's do (`[/INST] Hello`).
+    Both are empty if there is none.
+    """
+    user: list[Message] = [{"role": "user", "content": PROBE}]
+    options: tuple[Any, ...] = (chat_template, dict(chat_template_kwargs or {}), None)
+    try:
+        before, whole = _render(tokenizer, user, [{"role": "assistant", "content": PROBE}], options)
+    except TemplateError:
+        return "", ""
+    end, space = before.rpartition(PROBE)[2].strip(), whole[len(before) :].partition(PROBE)[0]
+    return (end, space) if end and space.isspace() else ("", "")
+
+
+def first_token_end(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The number of characters in the first token of a text, and in those that share a character with it."""
+    offsets = cast(Any, tokenizer)(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return next((end for _, end in offsets if end > 0), len(text))
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[Message],
+    completion: Sequence[Message],
+    options: tuple[Any, ...],
+) -> tuple[str, str]:
+    """The prompt, and the whole conversation, which begins with it."""
+    _check_answer(prompt, completion)
     before = render(tokenizer, prompt, *options, add_generation_prompt=True)
     whole = render(tokenizer, [*prompt, *completion], *options, add_generation_prompt=False)
     if not whole.startswith(before):
@@ -60,12 +142,7 @@ def completion_ids(
             "`chat_template_kwargs`."
         )
     _check_nothing_lost(tokenizer, prompt, completion[0], whole, options)
-    begun, ids = encode(tokenizer, before), encode(tokenizer, whole)
-    # White space at the beginning of an answer may be one token with that before it.
-    ids = ids[len(begun) :] if ids[: len(begun)] == begun else encode(tokenizer, whole[len(before) :])
-    stops = stop_ids(tokenizer, chat_template=chat_template)
-    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
-    return ids[: end + 1]
+    return before, whole
 
 
 def _check_answer(prompt: Sequence[Message], completion: Sequence[Message]) -> None:
@@ -90,7 +167,7 @@ def _check_nothing_lost(
         value = answer.get(part)
         if not value or (isinstance(value, str) and value.strip() in whole):
             continue
-        without = {**answer, part: "" if part == "content" else None}
+        without = {"content": "", **{name: given for name, given in answer.items() if name != part}}
         if render(tokenizer, [*prompt, without], *options, add_generation_prompt=False) == whole:
             raise TemplateError(
                 f"The chat template leaves out the `{part}` of the completion {dict(answer)!r:.200}: its rendering is "

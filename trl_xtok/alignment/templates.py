@@ -18,8 +18,8 @@ Message = Mapping[str, Any]
 Tool = dict[str, Any] | Callable[..., Any]
 
 # One made-up word: no template trims, re-cases or splits it, and none contains it.
-_PROBE = "probeword"
-_PROBE_TURN: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _PROBE}]
+PROBE = "probeword"
+_PROBE_TURN: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": PROBE}]
 _PROBE_CONVERSATIONS: tuple[list[Message], ...] = (
     _PROBE_TURN,
     # Some templates close a turn only when another one follows.
@@ -96,7 +96,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase, *, chat_template: str | N
                 text = render(tokenizer, conversation, chat_template, {}, None, add_generation_prompt=False)
             except TemplateError:
                 continue
-            _, probe, rest = text.rpartition(_PROBE)
+            _, probe, rest = text.rpartition(PROBE)
             ids = encode(tokenizer, rest.lstrip()) if probe else []
             if ids and ids[0] in tokenizer.added_tokens_decoder and ids[0] != tokenizer.bos_token_id:
                 return ids[0]
@@ -199,21 +199,24 @@ def _render_prompt(
         )
     text = render(tokenizer, messages, chat_template, variables, tools, add_generation_prompt=True)
     for index, message in enumerate(messages):
+        calls: Any = message.get("tool_calls")
         content: Any = message.get("content")
-        if not isinstance(content, str) or content.strip() in text:
+        if not calls and (not isinstance(content, str) or content.strip() in text):
             continue
         # The template may have rewritten the content (some read commands such as `/no_think` from it), which is its
-        # right. But a message that makes no difference at all has been lost.
-        others = [other for number, other in enumerate(messages) if number != index]
+        # right. But a message or tool calls that make no difference at all have been lost.
+        bare = {"content": "", **{name: value for name, value in message.items() if name != "tool_calls"}}
+        others = [*messages[:index], *([bare] if calls else []), *messages[index + 1 :]]
         try:
             same = text == render(tokenizer, others, chat_template, variables, tools, add_generation_prompt=True)
         except TemplateError:
             continue
         if same:
             raise TemplateError(
-                f"The chat template of {_name(tokenizer)} leaves out message {index} (role {message['role']!r}, "
-                f"{content[:60]!r}): its rendering is the same without it. Move the text into a user message, or give "
-                "a template that knows this role (`teacher_chat_template_path` for the teacher)."
+                f"The chat template of {_name(tokenizer)} leaves out {'the tool calls of ' if calls else ''}message "
+                f"{index} (role {message['role']!r}, {str(calls or content)[:60]!r}): its rendering is the same "
+                "without. Write it as text into another message, or give a template that knows it "
+                "(`teacher_chat_template_path` for the teacher)."
             )
     return text
 
@@ -250,13 +253,13 @@ def render(
 
 def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that the tokenizer puts before every text: usually BOS, or nothing."""
-    bare = encode(tokenizer, _PROBE)
-    wrapped = encode(tokenizer, _PROBE, add_special_tokens=True)
+    bare = encode(tokenizer, PROBE)
+    wrapped = encode(tokenizer, PROBE, add_special_tokens=True)
     for start in range(len(wrapped) - len(bare) + 1):
         if wrapped[start : start + len(bare)] == bare:
             return wrapped[:start]
     raise TokenizerError(
-        f"{_name(tokenizer)} encodes {_PROBE!r} to {bare} without special tokens but to {wrapped} with them, so it is "
+        f"{_name(tokenizer)} encodes {PROBE!r} to {bare} without special tokens but to {wrapped} with them, so it is "
         "not clear which tokens belong before a text. Use the tokenizer's fast version."
     )
 

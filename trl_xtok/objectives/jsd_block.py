@@ -206,9 +206,7 @@ def _add_jsd_(
         mixture = torch.lerp(own, target, beta).clamp_(min=tiny).log_()
         value += target.mul_(teacher.sub_(mixture)).sum(0).mul_(beta)
         log_ratio = torch.sub(student, mixture, out=teacher)
-    pulls = own.mul_(log_ratio)
-    total = pulls.sum(0)
+    # The pull of a class stays the log-ratio; that of a token takes its place.
+    total = torch.mul(own, log_ratio, out=own if in_classes else teacher).sum(0)
     totals += total
     value += total if beta == 1 else total * (1 - beta)
-    if not in_classes:
-        teacher.copy_(pulls)

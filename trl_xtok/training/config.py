@@ -103,8 +103,19 @@ class CrossTokenizerGKDConfig(GKDConfig):
             Arguments for the teacher's chat template, for example `{"enable_thinking": false}`.
         teacher_chat_template_path (`str`, *optional*):
             Jinja file with the teacher's chat template, for a teacher whose tokenizer has none.
+        assistant_turns (`str`, *optional*, defaults to `"last"`):
+            Which assistant turns of a conversation are trained on: the `"last"`, or `"all"`, each of which becomes an
+            example of its own, with what stands before it as the prompt.
         generation_batch_size (`int`, *optional*):
             Number of completions generated together on one device. `None` is `per_device_train_batch_size`.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to print the (prompt, completion) pairs of the last step every `logging_steps` steps, and those of
+            every evaluation, with the reverse KL per byte and the coverage of each; to write them to Parquet files in
+            `output_dir/completions`; and to log them to `wandb` and `trackio` where these are in `report_to`.
+        num_completions_to_print (`int`, *optional*):
+            Number of completions to print, drawn at random. `None` prints all.
+        log_unique_prompts (`bool`, *optional*, defaults to `False`):
+            Whether to log only one completion of each prompt to `wandb` and `trackio`.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GKDConfig._VALID_DICT_FIELDS, *DICTIONARIES]
@@ -201,6 +212,10 @@ class CrossTokenizerGKDConfig(GKDConfig):
     )
 
     # Parameters that control the teacher and the prompts
+    assistant_turns: Literal["last", "all"] = field(
+        default="last",
+        metadata={"help": "Whether to train on the last assistant turn of a conversation or on all of them."},
+    )
     teacher_model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the teacher and its tokenizer."}
     )
@@ -222,6 +237,22 @@ class CrossTokenizerGKDConfig(GKDConfig):
     )
     teacher_chat_template_path: str | None = field(
         default=None, metadata={"help": "Jinja file with the teacher's chat template, if its tokenizer has none."}
+    )
+
+    # Parameters that control the logging
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to print (prompt, completion) pairs every `logging_steps` steps and at every evaluation, "
+            "and to write them to Parquet files, `wandb` and `trackio`."
+        },
+    )
+    num_completions_to_print: int | None = field(
+        default=None, metadata={"help": "Number of completions to print, drawn at random. None prints all."}
+    )
+    log_unique_prompts: bool = field(
+        default=False,
+        metadata={"help": "Whether to log only one completion of each prompt to `wandb` and `trackio`."},
     )
 
     def __post_init__(self):

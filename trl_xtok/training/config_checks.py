@@ -21,7 +21,9 @@ ONLY_VALUE: dict[str, Any] = {
     "completion_only_loss": None,
     "dataset_kwargs": None,
     "dataset_num_proc": None,
-    "dataset_text_field": "text",
+    # Predictions are not collected.
+    "eval_accumulation_steps": None,
+    "eval_do_concat_batches": True,
     "eval_packing": None,
     "include_for_metrics": [],
     "label_names": None,
@@ -38,7 +40,11 @@ ONLY_VALUE: dict[str, Any] = {
     # The forward goes past the compiled wrapper.
     "torch_compile": False,
     "truncation_mode": "keep_start",
+    # Sampling always has a cache, and the scored forward never.
+    "use_cache": False,
 }
+# TRL cannot switch checkpointing on again with these after the rollouts.
+_NOT_WITH_ROLLOUTS = ("every_n_layers", "offload")
 ObjectiveName = Literal[
     "auto", "chunk_rkl", "chunk_jsd", "exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd"
 ]  # fmt: skip
@@ -81,13 +87,30 @@ def refuse_unsupported(args: Any) -> None:
                 f"`{name}={getattr(args, name)!r}` is not supported by cross-tokenizer distillation and would be "
                 f"ignored. Leave it at `{value!r}`."
             )
+    if args.dataset_text_field != "text" and (args.lmbda > 0 or args.seq_kd):
+        raise ConfigError(
+            f"`dataset_text_field={args.dataset_text_field!r}` names text that does not say where a prompt ends, but "
+            f"with `lmbda={args.lmbda}` and `seq_kd={args.seq_kd}` an answer is written to each prompt. Set "
+            "`lmbda=0.0` without `seq_kd`, or leave it at 'text' and give the dataset a `prompt` column."
+        )
     if args.one_to_one_only and args.max_chunk_tokens is not None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
         )
-    for name in ("fp16", "use_liger_kernel"):
+    if not args.log_completions:
+        for name in ("num_completions_to_print", "log_unique_prompts"):
+            if (value := getattr(args, name)) != type(args).__dataclass_fields__[name].default:
+                raise ConfigError(
+                    f"`{name}={value!r}` has no effect without `log_completions=True`. Set that, or leave it out."
+                )
+    for name in ("fp16", "use_liger_kernel", "activation_offloading"):
         if getattr(args, name) and args.use_cpu:
-            raise ConfigError(f"`{name}=True` has no effect on a CPU, where float32 is used. Leave it at False.")
+            raise ConfigError(f"`{name}=True` has no effect on a CPU. Leave it at False.")
+    if lost := [name for name in _NOT_WITH_ROLLOUTS if name in (args.activation_checkpointing_kwargs or {})]:
+        raise ConfigError(
+            f"`activation_checkpointing_kwargs={args.activation_checkpointing_kwargs}` has {lost[0]!r}, which TRL "
+            "cannot set again after it has switched checkpointing off to sample. Leave it out."
+        )
 
 
 def refuse_unread(args: Any, objective: ObjectiveName) -> None:
@@ -168,6 +191,9 @@ def check_ranges(args: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+    printed = args.num_completions_to_print
+    if printed is not None and (isinstance(printed, bool) or not isinstance(printed, int) or printed < 0):
+        raise ConfigError(f"`num_completions_to_print` must be None or a whole number of at least 0, got {printed!r}.")
     if args.max_length is not None and args.max_new_tokens >= args.max_length:
         raise ConfigError(
             f"`max_new_tokens={args.max_new_tokens}` leaves no room for a prompt within "

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..errors import CoverageError
 from .window import MicroBatch
 
 
@@ -56,38 +55,6 @@ _SUMS = (
     *(f"time_{phase}" for phase in PHASES),
 )
 _EXTREMES = ("length", "stopped_length")
-# Steps in a row below `min_coverage` after which training stops: one unlucky step is not a trend.
-_PATIENCE = 3
-
-
-class CoverageGuard:
-    """Stops a run of which too little is trained on: what looks like progress there is not.
-
-    Args:
-        min_coverage: Lowest share of the completions' tokens that must be trained on.
-        kind: Of which steps.
-    """
-
-    def __init__(self, min_coverage: float, kind: Mode = "train"):
-        self.min_coverage, self._kind = min_coverage, kind
-        self._low_steps = 0
-
-    def check(self, coverage: float) -> None:
-        """Take note of the coverage of one optimizer step over all ranks.
-
-        Raises:
-            CoverageError: If it stays below `min_coverage`.
-        """
-        self._low_steps = self._low_steps + 1 if coverage < self.min_coverage else 0
-        if self._low_steps >= _PATIENCE:
-            raise CoverageError(
-                f"Only {coverage:.1%} of the tokens could be trained on, below `min_coverage={self.min_coverage}` for "
-                f"{self._low_steps} optimizer steps in a row ({self._kind}). The metrics `xtok/dropped_*` say why. "
-                "Many `unfinished` or `cut_character` tokens: raise `max_new_tokens`. Many `normalized` or "
-                "`unspellable` ones: choose a teacher whose tokenizer can spell the texts. Many `invalid_utf8` or "
-                "`unknown_id` ones: lower `learning_rate`. Many `not_one_to_one`, `long_chunk` or `whitespace` ones: "
-                "that was asked for."
-            )
 
 
 class RunMetrics:
@@ -96,10 +63,14 @@ class RunMetrics:
     `num_tokens` counts prompts and completions since this process began, everything else since the last log.
     `step_time` is the mean time of an optimizer step without the optimizer itself, as TRL reports it; `time/*` are its
     parts.
+
+    Attributes:
+        collected: The sums over all ranks that the last log was made of.
     """
 
     def __init__(self):
         self._num_tokens = 0
+        self.collected: dict[str, float] = {}
         self._start_over()
 
     def _start_over(self) -> None:
@@ -155,6 +126,7 @@ class RunMetrics:
         high = dict(zip(_EXTREMES, extremes[:, len(_EXTREMES) :].amax(0).tolist(), strict=True))
         self._start_over()
         self._num_tokens += int(sums["tokens"])
+        self.collected = sums
         return {"num_tokens": self._num_tokens, **_named(sums, low, high)} if sums["rollouts"] else {}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -158,6 +159,28 @@ def token_losses(
     return losses, sums
 
 
+class ChunkLogRatios(NamedTuple):
+    """How much more likely the student finds each chunk of a micro-batch than the teacher does.
+
+    Attributes:
+        log_ratios: `L_S - L_T`, in nats.
+        texts: Chunks of text that are trained on.
+        ends: Chunks of stop tokens that are trained on.
+    """
+
+    log_ratios: Float[Tensor, " chunks"]
+    texts: Bool[Tensor, " chunks"]
+    ends: Bool[Tensor, " chunks"]
+
+
+def chunk_log_ratios(student_logps: Float[Tensor, " tokens"], batch: MicroBatch) -> ChunkLogRatios:
+    """The log-ratios of a micro-batch, whose mean over the student's own chunks estimates the reverse KL."""
+    trained = chunk_sizes(batch.chunks, batch.num_chunks) > 0
+    log_ratios = reverse_kl_estimate(sum_by_chunk(student_logps, batch.chunks, batch.num_chunks), batch.teacher_logps)
+    ends = trained & (batch.chunk_bytes == 0)
+    return ChunkLogRatios(log_ratios, trained & ~ends, ends)
+
+
 def _report(
     student_logps: Float[Tensor, " tokens"], batch: MicroBatch, clipped: Bool[Tensor, " tokens"]
 ) -> dict[str, Tensor | float]:
@@ -165,10 +188,7 @@ def _report(
     if not batch.selection.on_policy:
         # Log-ratios of what the student did not write estimate no reverse KL.
         return {"covered": covered, "cross_entropy": -student_logps.sum()}
-    trained = chunk_sizes(batch.chunks, batch.num_chunks) > 0
-    log_ratios = reverse_kl_estimate(sum_by_chunk(student_logps, batch.chunks, batch.num_chunks), batch.teacher_logps)
-    ends = trained & (batch.chunk_bytes == 0)
-    texts = trained & ~ends
+    log_ratios, texts, ends = chunk_log_ratios(student_logps, batch)
     return {
         "covered": covered,
         "clipped": clipped.sum(),

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ..alignment.aligner import TokenizerAligner
+from ..alignment.completions import answer_space
 from ..alignment.templates import stop_ids
 from ..errors import DataError
 from .config import CrossTokenizerGKDConfig
@@ -65,6 +66,12 @@ class TeacherWriter:
             collator.student_tokenizer,
             student_stop_ids=stops,
         )
+        self._tokenizer = collator.teacher_tokenizer
+        self._prompt_end, self._space = answer_space(
+            collator.teacher_tokenizer,
+            chat_template=collator.teacher_chat_template,
+            chat_template_kwargs=collator.teacher_chat_template_kwargs,
+        )
         self._generation_config = GenerationConfig(
             max_new_tokens=args.max_new_tokens,
             do_sample=True,
@@ -84,7 +91,14 @@ class TeacherWriter:
         with self._teacher.on_device():
             device = model.get_input_embeddings().weight.device
             written = generate_completions(model, prompts, self._generation_config, batch_size, device)
-        return [self._for_student(ids) for ids in written]
+        answers = (self._without_space(*pair) for pair in zip(prompts, written, strict=True))
+        return [self._for_student(ids) for ids in answers]
+
+    def _without_space(self, prompt: Sequence[int], teacher_ids: Sequence[int]) -> Sequence[int]:
+        """What the teacher wrote, without the white space that only its own template puts before an answer."""
+        if not self._space or not self._tokenizer.decode(prompt).rstrip().endswith(self._prompt_end):
+            return teacher_ids
+        return self._aligner.without_start(teacher_ids, self._space)
 
     def _for_student(self, teacher_ids: Sequence[int]) -> list[int]:
         end = next((place for place, token in enumerate(teacher_ids) if token in self._controls), None)

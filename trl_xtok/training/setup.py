@@ -1,29 +1,21 @@
-"""What is checked before the first step: arguments, datasets, room for prompts.
+"""What is checked before the first step: arguments, and room for prompts.
 
 Everything that can be refused is refused here, before a large model is loaded or a step is taken.
 """
 
-import heapq
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
-from accelerate.utils import parse_flag_from_env
-from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..alignment.aligner import TokenizerAligner
 from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
-from ..errors import ConfigError, DataError, TemplateError
+from ..errors import ConfigError
 from .config import CrossTokenizerGKDConfig
-from .data import PromptCollator, is_conversational_prompt, read_completion, read_prompt
+from .data import PromptCollator
+from .launch import check_launch
 from .loading import Model, check_model, context_length, name_of
 from .rollouts import end_ids
-
-
-# So many of the longest prompts are tokenized before the first step: to tokenize them all would take minutes.
-_LONGEST = 32
 
 
 def check_args(args: Any, model: Model) -> CrossTokenizerGKDConfig:
@@ -39,7 +31,7 @@ def check_args(args: Any, model: Model) -> CrossTokenizerGKDConfig:
             f"`args` is a {type(args).__name__}, which lacks the arguments of this trainer. Pass a "
             "`CrossTokenizerGKDConfig`; it takes the same values and more."
         )
-    _refuse_sharding(args)
+    check_launch(args)
     return args
 
 
@@ -68,20 +60,6 @@ def _refuse_prompt_learning(config: PeftConfig | None) -> None:
             f"The adapter is a {type(config).__name__}, which puts virtual tokens before the prompt; the positions of "
             "sampled tokens would be off by them. Use LoRA."
         )
-
-
-def _refuse_sharding(args: CrossTokenizerGKDConfig) -> None:
-    sharding = {
-        "DeepSpeed": args.deepspeed_plugin is not None,
-        "FSDP": args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"),
-        "tensor or context parallelism": args.parallelism_config is not None,
-    }
-    for launcher, is_used in sharding.items():
-        if is_used:
-            raise ConfigError(
-                f"The run is launched with {launcher}, and this trainer gathers neither parameters nor sequences from "
-                "several devices. Launch it with DDP (`accelerate launch --multi_gpu`) or on one device."
-            )
 
 
 def check_quantization(
@@ -136,91 +114,6 @@ def check_teacher(teacher_model: Any, model: Model, args: CrossTokenizerGKDConfi
     return teacher
 
 
-def check_datasets(train_dataset: Any, eval_dataset: Any, collator: PromptCollator, *, custom: bool) -> None:
-    """Read the prompts of every dataset, so that a bad row shows now and not after hours.
-
-    Args:
-        train_dataset: The training dataset.
-        eval_dataset: An evaluation dataset, several by name, or `None`.
-        collator: Tokenizes for both models.
-        custom: Whether the caller brings another collator, which may read any columns.
-
-    Raises:
-        DataError: If a dataset is missing or empty, or a prompt cannot be read or is too long.
-        TemplateError: If a chat template is needed and missing.
-    """
-    if train_dataset is None:
-        raise DataError(
-            "`train_dataset` is required, because rollouts start from its prompts. Pass a dataset with a `prompt`, a "
-            "`messages` or a `conversations` column."
-        )
-    datasets = {"train_dataset": train_dataset}
-    if isinstance(eval_dataset, Mapping):
-        datasets |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
-    elif eval_dataset is not None:
-        datasets["eval_dataset"] = eval_dataset
-    for name, dataset in datasets.items():
-        _check_dataset(name, dataset, collator, custom=custom)
-
-
-def _check_dataset(name: str, dataset: Any, collator: PromptCollator, *, custom: bool) -> None:
-    if not isinstance(dataset, Dataset | IterableDataset):
-        splits = f" with the splits {list(dataset)}; pass one of them" if isinstance(dataset, Mapping) else ""
-        raise DataError(
-            f"`{name}` is a {type(dataset).__name__}{splits}. It must be a `datasets.Dataset` or `IterableDataset`; "
-            "`Dataset.from_list` makes one of a list of dictionaries."
-        )
-    first = next(iter(dataset), None)
-    if first is None:
-        raise DataError(f"`{name}` is empty, so there are no prompts to start from. Check its split and filters.")
-    if custom:
-        return
-    prompt = read_prompt(first)
-    if is_conversational_prompt(prompt):
-        teacher_template = collator.teacher_chat_template or collator.teacher_tokenizer.chat_template
-        _need_template("teacher", teacher_template, collator.teacher_tokenizer, "teacher_chat_template_path")
-        _need_template(
-            "student", collator.student_tokenizer.chat_template, collator.student_tokenizer, "chat_template_path"
-        )
-    completes = collator.with_completions and name == "train_dataset"
-    _tokenize(first, collator, completes)
-    # A stream may be endless, and reading it takes as long as training on it.
-    if isinstance(dataset, Dataset):
-        for _, number, row in heapq.nlargest(_LONGEST, _rows_by_length(name, dataset, completes)):
-            with _at_row(name, number):
-                _tokenize(row, collator, completes)
-
-
-def _tokenize(row: Mapping[str, Any], collator: PromptCollator, completes: bool) -> None:
-    prompt, _ = collator.tokenize_row(row)
-    if completes:
-        collator.completion(row, prompt)
-
-
-def _rows_by_length(name: str, dataset: Dataset, completes: bool) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    for number, row in enumerate(dataset):
-        with _at_row(name, number):
-            yield len(str(read_prompt(row))) + (len(str(read_completion(row))) if completes else 0), number, row
-
-
-@contextmanager
-def _at_row(name: str, number: int) -> Iterator[None]:
-    """Say in which row something was found."""
-    try:
-        yield
-    except (DataError, TemplateError) as error:
-        raise type(error)(f"Row {number} of `{name}`: {error}") from error
-
-
-def _need_template(side: str, template: Any, tokenizer: PreTrainedTokenizerBase, argument: str) -> None:
-    if template is None:
-        raise TemplateError(
-            f"The dataset is conversational, but the {side}'s tokenizer ({tokenizer.name_or_path!r}) has no chat "
-            f"template, so the {side} cannot be shown the conversation. Set `{argument}` to a Jinja file, or use "
-            "prompts in plain text."
-        )
-
-
 def make_collator(
     student_tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
@@ -247,6 +140,7 @@ def make_collator(
         teacher_chat_template=None if path is None else load_chat_template(path),
         with_completions=args.lmbda < 1 and not args.seq_kd,
         student_context=min(lengths, default=None),
+        text_field=args.dataset_text_field if args.lmbda == 0 and not args.seq_kd else None,
     )
 
 

@@ -4,10 +4,10 @@ One optimizer step is one window of micro-batches. Before its first backward the
 by the teacher, since the number of tokens that are trained on, by which the loss is normalized, is known only then.
 """
 
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, get_args
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -25,17 +25,20 @@ from transformers import (
 
 from . import loading, setup
 from .advantages import fix_means
+from .checkpoints import ResumableGKDTrainer
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
-from .metrics import CoverageGuard, Mode, RunMetrics
+from .dataset_checks import prepare_datasets, split_datasets
+from .metrics import Mode
+from .model_card import PAPER, add_teacher
 from .objective import choose_objective, make_objective, student_scores, token_losses
 from .off_policy import TeacherWriter, is_on_policy, read_completions
 from .rollouts import generate_completions, sampling_seed
+from .run_log import RunLog
 from .scoring import causal_lm, check_head, completion_logps
 from .segmentation import add_canonical_paths
 from .teachers import LocalTeacher, load_teacher
 from .trl_compat import (
-    GKDTrainer,
     SFTTrainer,
     TeacherStandIn,
     call_through_wrapper,
@@ -50,7 +53,7 @@ _OFF: Mode = "off_policy"
 _EVALUATION = 1_000_003
 
 
-class CrossTokenizerGKDTrainer(GKDTrainer):
+class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
     """
     Trainer for on-policy distillation of a teacher into a student with another tokenizer.
 
@@ -68,18 +71,21 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         data_collator ([`~transformers.DataCollator`], *optional*):
             Must return what [`PromptCollator`] returns, which is the default.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Dataset with a `prompt` (text or messages), `messages` or `conversations` column; with `lmbda` below 1 also
-            a `completion` column, unless the messages end with an assistant turn.
+            Dataset in one of the formats of `docs/data_formats.md`.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
-            Dataset of the same format; `evaluate` samples completions for its prompts.
+            Dataset with prompts; `evaluate` samples completions for them.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the student. `None` takes the one that belongs to `model`.
-        compute_metrics, preprocess_logits_for_metrics, formatting_func:
-            Refused: this trainer builds neither logits nor text rows.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            Computes metrics of the completions that an evaluation sampled. `predictions` are their texts, `label_ids`
+            the dataset's completions as texts (`None` for a row without one; `None` at all if no row has one) and
+            `inputs` the prompts as the student read them, all without special tokens.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Callbacks to use during training.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and learning rate scheduler.
+        preprocess_logits_for_metrics, formatting_func:
+            Refused: this trainer builds neither logits nor text rows.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train instead of the whole student, for example `LoraConfig()`.
         teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -102,19 +108,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
 
     _tag_names: ClassVar = ["trl", "gkd", "trl-xtok"]
     _name = "Cross-Tokenizer GKD"
-    _paper: ClassVar = {
-        "title": "Breaking the Tokenizer Barrier: On-Policy Distillation across Model Families",
-        "id": "2606.09456",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{niu2026breaking,
-                title        = {{Breaking the Tokenizer Barrier: On-Policy Distillation across Model Families}},
-                author       = {Yifan Niu and Han Xiao and Dongyi Liu and Zelong Wang and Dihong Gong and Yasheng Wang
-                                and Jia Li},
-                year         = 2026,
-                eprint       = {arXiv:2606.09456},
-            }"""),
-    }
+    _paper: ClassVar = PAPER
     # `compute_loss` divides by the trained tokens of the whole optimizer step.
     loss_is_scaled_for_ga = True
 
@@ -141,7 +135,6 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         setup.refuse_arguments(
             model,
             peft_config,
-            compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             formatting_func=formatting_func,
         )
@@ -152,7 +145,8 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         config = loading.read_config(model, args.model_init_kwargs, args)
         teacher_config = loading.read_teacher_config(teacher, args)
         collator = setup.make_collator(tokenizer, teacher_tokenizer, config, teacher_config, args)
-        setup.check_datasets(train_dataset, eval_dataset, collator, custom=data_collator is not None)
+        collator.with_references = compute_metrics is not None
+        train_dataset, eval_dataset = prepare_datasets(train_dataset, eval_dataset, collator, args, data_collator)
 
         with gkd_init(args, quantization_config):
             super().__init__(
@@ -163,6 +157,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=tokenizer,
+                compute_metrics=compute_metrics,
                 callbacks=callbacks,
                 optimizers=optimizers,
                 peft_config=peft_config,
@@ -176,8 +171,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         self.teacher_model = self.teacher.model
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._written = TeacherWriter(self.teacher, collator, args) if args.seq_kd else read_completions
-        self._run_metrics: dict[Mode, RunMetrics] = {mode: RunMetrics() for mode in get_args(Mode)}
-        self._coverage_guards = {mode: CoverageGuard(args.min_coverage, mode) for mode in get_args(Mode)}
+        self._run_log = RunLog(tokenizer, args, self.accelerator)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
 
@@ -194,7 +188,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             return self._score_window(prompts, "train" if is_on_policy(self.args, self.state.global_step) else _OFF)
 
     def _score_window(self, prompts: Sequence[dict[str, Tensor]], mode: Mode) -> tuple[list[dict[str, Any]], Tensor]:
-        metrics = self._run_metrics[mode]
+        metrics = self._run_log.metrics[mode]
         with metrics.timed("rollout"):
             completions = iter(self._written(prompts) if mode == _OFF else self._roll_out(prompts))
         with metrics.timed("align"):
@@ -203,15 +197,15 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             selection = self.objective.selection(self.args, self.aligner, on_policy=mode != _OFF)
             score = partial(self.objective.score, teacher=self.teacher, selection=selection, device=self.args.device)
             batches = [score(rollouts) for rollouts in windows]
-        metrics.add_rollouts(batches)
+        self._run_log.start_step(batches, mode)
         with metrics.timed("student"):
             trained = self._fix_window(batches, mode)
-        # The parent counts floating-point operations from `input_ids`.
-        return [{"input_ids": b.packed["input_ids"], "micro_batch": b} for b in batches], trained
+        # The parent counts floating-point operations and tokens from what the model reads.
+        return [{**b.packed, "micro_batch": b} for b in batches], trained
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
         rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
-        size = self.args.generation_batch_size or self.args.per_device_train_batch_size
+        size = self.args.generation_batch_size or self._train_batch_size
         checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with (
             unwrap_model_for_generation(self.model_wrapped, self.accelerator, **checkpointing) as student,
@@ -224,7 +218,7 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         counts = self.accelerator.reduce(torch.stack([batch.counts() for batch in batches]).sum(0), "sum")
         (scored, charged, _, sampled), trained = counts.tolist(), counts[2].clamp(min=1)
         if mode != "eval" and not batches[0].selection.imitate:
-            self._coverage_guards[mode].check(scored / max(sampled, 1))
+            self._run_log.check_coverage(scored / max(sampled, 1), mode)
         if mode == _OFF:
             return trained
         if self.args.segmentation == "text":
@@ -236,11 +230,9 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
             fix_means(batches, partial(self._student_scores, self.model), self.args, self.accelerator)
         return trained
 
-    # One micro-batch: the student's log-probs, the advantages, the loss.
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward on one micro-batch; its rollouts are sampled already."""
-        with self._metrics_of(inputs["micro_batch"]).timed("student"):
+        with self._run_log.metrics[self._mode_of(inputs["micro_batch"])].timed("student"):
             return SFTTrainer.training_step(self, model, inputs, num_items_in_batch)
 
     def compute_loss(
@@ -251,14 +243,13 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         student = self.accelerator.unwrap_model(model)
         scores = call_through_wrapper(model, student, self._student_scores, student, batch)
         losses, sums = token_losses(scores, batch, self.objective, self.args)
-        self._metrics_of(batch).add(sums)
+        self._run_log.add(batch, scores.logps, sums, self._mode_of(batch))
         # DDP averages over the ranks; the normalizer counts the tokens of all of them.
         loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
-    def _metrics_of(self, batch: MicroBatch) -> RunMetrics:
-        mode = "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
-        return self._run_metrics[mode]
+    def _mode_of(self, batch: MicroBatch) -> Mode:
+        return "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
 
     def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:
         with self.accelerator.autocast():
@@ -268,16 +259,18 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         with self.accelerator.autocast():
             return student_scores(causal_lm(model), batch, self.objective, self.args)
 
-    # Evaluation and logs.
+    def evaluate(self, eval_dataset: Any = None, *args, **kwargs) -> dict[str, float]:
+        """Evaluate on a dataset of one of the formats to train on; `None` takes that of the trainer."""
+        return super().evaluate(split_datasets(eval_dataset, self.args), *args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
         """Evaluate on rollouts for the prompts of a dataset, with the same random numbers every time."""
         self._eval_batches = 0
-        self._run_metrics["eval"] = RunMetrics()
+        self._run_log.start_evaluation(self.compute_metrics)
         output = super().evaluation_loop(*args, **kwargs)
-        metrics = self._run_metrics["eval"].collect(self.accelerator)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
+        # What the user's own metrics are called does not hide the loss.
+        output.metrics.update({**self._run_log.end_evaluation(self.state.global_step, prefix), **output.metrics})
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple[Tensor, None, None]:
@@ -288,13 +281,20 @@ class CrossTokenizerGKDTrainer(GKDTrainer):
         with torch.no_grad(), sampling_seed(*numbers, device=self.args.device):
             batches, trained = self._score_window([inputs], "eval")
             loss = self.compute_loss(model, batches[0], num_items_in_batch=trained)
+        self._run_log.end_evaluation_batch(inputs)
         return loss, None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics of the steps since the last log."""
+        """Add the metrics of the steps since the last log, and write their completions down."""
         if self.model.training:
-            logs.update(self._run_metrics["train"].collect(self.accelerator))
-            if self.args.lmbda < 1:
-                metrics = self._run_metrics[_OFF].collect(self.accelerator)
-                logs.update({f"{_OFF}/{name}": value for name, value in metrics.items()})
+            logs.update(self._run_log.collect())
         super().log(logs, start_time)
+        if self.model.training:
+            self._run_log.write_completions(self.state.global_step)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Create a draft of a model card, as the parent does, and name the teacher in it."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            card, teacher = Path(self.args.output_dir, "README.md"), loading.name_of(self.teacher_model)
+            add_teacher(card, teacher, self.objective.name)

@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.models.utils import _ForwardRedirection, unwrap_model_for_generation
 from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.utils import print_prompt_completions_sample, remove_none_values
 
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "call_through_wrapper",
     "gkd_init",
     "is_conversational",
+    "print_prompt_completions_sample",
+    "remove_none_values",
     "unwrap_model_for_generation",
 ]
 

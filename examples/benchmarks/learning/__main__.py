@@ -28,7 +28,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=240, help="of every arm but SFT, which takes more")
+    parser.add_argument("--steps", type=int, default=120, help="of every arm but SFT, which takes more")
     parser.add_argument("--learning-rate", type=float, nargs="+", help="instead of each arm's own; all are tried")
     parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME")
     parser.add_argument("--teacher-steps", type=int, default=2000)

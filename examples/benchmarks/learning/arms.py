@@ -87,7 +87,7 @@ class Arm:
     """
 
     build: Callable[[Setting], Trainer]
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     longer: int = 1
     teacher: str = TEACHER_NAME
     reads: bool = False
@@ -179,8 +179,8 @@ def _arm(build: Callable[..., Trainer], **options: Any) -> Arm:
 
 _REVERSE: dict[str, Any] = {"beta": 1.0}
 ARMS: dict[str, Arm] = {
-    "SFT on the teacher's texts": Arm(sft, learning_rate=3e-4, longer=2, reads=True),
-    # At the rate of the others it solves nothing after 30 steps.
+    "SFT on the teacher's texts": Arm(sft, learning_rate=1e-3, longer=2, reads=True),
+    # At 1e-4 it solves nothing any more.
     "TRL GOLD, observed merge": Arm(partial(gold, merge="observed"), learning_rate=1e-5),
     "TRL GOLD, bayesian merge": Arm(partial(gold, merge="bayesian"), learning_rate=1e-5),
     "chunk_rkl, proportional": _arm(ours, credit="proportional"),
@@ -188,16 +188,16 @@ ARMS: dict[str, Arm] = {
     "chunk_rkl, uniform": _arm(ours, credit="uniform"),
     "chunk_rkl, chunk": _arm(ours, credit="chunk"),
     "chunk_rkl, proportional, text": _arm(ours, credit="proportional", segmentation="text"),
-    "chunk_rkl, additive, text": _arm(ours, credit="additive", segmentation="text"),
     "chunk_rkl, additive, mean baseline": _arm(ours, credit="additive", advantage_baseline="mean"),
     "chunk_rkl, 1:1 chunks only": _arm(ours, one_to_one_only=True),
     "chunk_rkl, random alignment": _arm(randomly_aligned, credit="proportional"),
-    "chunk_jsd, beta 1": _arm(ours, objective="chunk_jsd", **_REVERSE),
-    "chunk_jsd, beta 0": _arm(ours, objective="chunk_jsd", beta=0.0),
+    "chunk_jsd": Arm(partial(ours, objective="chunk_jsd", **_REVERSE), learning_rate=1e-3),
     "shared_vocab_jsd": _arm(ours, objective="shared_vocab_jsd", **_REVERSE),
     "hybrid": _arm(ours, objective="hybrid", **_REVERSE),
     "prefix_jsd": _arm(ours, objective="prefix_jsd", **_REVERSE),
     "one tokenizer: exact_jsd": Arm(
-        partial(ours, teacher=SAME_TOKENIZER, objective="exact_jsd", **_REVERSE), teacher=SAME_TOKENIZER
+        partial(ours, teacher=SAME_TOKENIZER, objective="exact_jsd", **_REVERSE),
+        learning_rate=1e-3,
+        teacher=SAME_TOKENIZER,
     ),
 }

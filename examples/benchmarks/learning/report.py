@@ -11,8 +11,8 @@ from .arms import ARMS
 from .runs import FIGURES, Run
 
 
-HEADER = ("arm", "rate", "GFLOP", "accuracy", "by seed", "reverse KL per byte", "coverage", "non-canonical")
-HEADER += ("stop rate", "tokens")
+HEADER = ("arm", "rate", "TFLOP", "SFT needs", "sampled", "by seed", "greedy", "reverse KL per byte", "coverage")
+HEADER += ("non-canonical", "stop rate", "tokens")
 
 
 def by_arm(runs: Sequence[Run]) -> dict[tuple[str, float], list[Run]]:
@@ -24,20 +24,34 @@ def by_arm(runs: Sequence[Run]) -> dict[tuple[str, float], list[Run]]:
 
 
 def tables(runs: Sequence[Run]) -> str:
-    """One row per arm: means over its seeds at the end of the runs."""
-    start = mean(run.accuracies[0] for run in runs)
+    """One row per arm: means over its seeds at the end of the runs, and how much more SFT would have needed."""
+    start, greedy = mean(run.accuracies[0] for run in runs), mean(run.greedy[0] for run in runs)
+    groups = by_arm(runs)
+    reference = next((group for (arm, _), group in groups.items() if ARMS[arm].reads), None)
     rows = [
         [
             arm,
             f"{rate:g}",
-            number(mean(run.flops[-1] for run in group) / 1e9),
+            number(mean(run.flops[-1] for run in group) / 1e12),
+            "-" if reference is None else times_as_much(group, reference),
             f"{mean(run.accuracies[-1] for run in group):.3f}",
             " ".join(f"{run.accuracies[-1]:.2f}" for run in group),
+            f"{mean(run.greedy[-1] for run in group):.3f}",
             *(f"{mean(run.figures[name] for run in group):.3f}" for name in FIGURES),
         ]
-        for (arm, rate), group in by_arm(runs).items()
+        for (arm, rate), group in groups.items()
     ]
-    return f"Accuracy before: {start:.3f}.\n\n{markdown_table(HEADER, rows)}"
+    return f"Before: {start:.3f} of the samples right, {greedy:.3f} greedily.\n\n{markdown_table(HEADER, rows)}"
+
+
+def times_as_much(group: Sequence[Run], reference: Sequence[Run]) -> str:
+    """How many times this arm's operations the reference needs for the accuracy that this arm ends with."""
+    reached, spent = mean(run.accuracies[-1] for run in group), mean(run.flops[-1] for run in group)
+    end = min(run.flops[-1] for run in reference)
+    for place in (end * step / 600 for step in range(601)):
+        if mean(accuracy_at(run, place) for run in reference) >= reached:
+            return f"{place / spent:.2g}" if place else "0"
+    return f"> {end / spent:.2g}"
 
 
 def accuracy_at(run: Run, flops: float) -> float:
@@ -56,6 +70,7 @@ def draw(runs: Sequence[Run], task: str, path: Path) -> None:
     groups = by_arm(runs)
     columns = 3
     lines = -(-len(groups) // columns)
+    top = max(max(run.accuracies) for run in runs) * 1.1
     figure, axes = pyplot.subplots(
         lines, columns, sharex=True, sharey=True, figsize=(10, 1 + 1.7 * lines), squeeze=False
     )
@@ -65,11 +80,14 @@ def draw(runs: Sequence[Run], task: str, path: Path) -> None:
             if drawn is not None:
                 _line(panel, drawn, colour)
         panel.set_title(arm, fontsize=8)
-        panel.set_ylim(0, 1)
+        panel.set_ylim(0, top)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(axes.flat)[len(groups) :]:
         panel.set_visible(False)
-    figure.suptitle(f"{task}: accuracy against GFLOP (grey: SFT on the teacher's texts; band: all seeds)", fontsize=10)
+    for panel in list(axes.flat)[max(len(groups) - columns, 0) : len(groups)]:
+        panel.tick_params(labelbottom=True)
+    grey = "grey: SFT on the teacher's texts; band: all seeds"
+    figure.suptitle(f"{task}: share of samples that are right, against TFLOP ({grey})", fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
@@ -80,6 +98,6 @@ def _line(panel, group: Sequence[Run], colour: str) -> None:
     end = min(run.flops[-1] for run in group)
     places = [end * step / 60 for step in range(61)]
     values = [[accuracy_at(run, place) for run in group] for place in places]
-    giga = [place / 1e9 for place in places]
-    panel.plot(giga, [mean(value) for value in values], color=colour)
-    panel.fill_between(giga, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.25, linewidth=0)
+    tera = [place / 1e12 for place in places]
+    panel.plot(tera, [mean(value) for value in values], color=colour)
+    panel.fill_between(tera, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.25, linewidth=0)

@@ -20,8 +20,8 @@ from .prepare import accuracy, exam
 
 
 # Operations are counted in one step of so many, since counting slows them down.
-COUNTED_EVERY = 80
-CHECKPOINTS = 4
+COUNTED_EVERY = 40
+CHECKPOINTS = 3
 # By the names under which our trainer logs them.
 FIGURES = ("xtok/reverse_kl_per_byte", "xtok/coverage", "xtok/noncanonical_ratio", "xtok/stop_rate")
 FIGURES += ("completions/mean_length",)
@@ -36,7 +36,8 @@ class Run:
         seed: Its seed.
         learning_rate: At its peak.
         flops: Of matrix products since the start, at each checkpoint.
-        accuracies: Share of the exam's problems solved greedily, at each checkpoint.
+        accuracies: Share of samples for the exam's problems that are right, at each checkpoint.
+        greedy: Share of the exam's problems that are solved greedily, at each checkpoint.
         figures: Of the trained student's samples for the exam, by the names that our trainer logs them under.
     """
 
@@ -45,6 +46,7 @@ class Run:
     learning_rate: float
     flops: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
+    greedy: list[float] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -76,7 +78,12 @@ class Watch(TrainerCallback):
         per_step = sum(self._counts) / max(len(self._counts), 1) + self._more
         self.run.flops.append(step * per_step)
         trainer = self._trainer
-        self.run.accuracies.append(accuracy(trainer.model, trainer.processing_class, self._task))
+        # The same random numbers at every checkpoint, and none of those that training draws.
+        with torch.random.fork_rng():
+            torch.manual_seed(self.run.seed)
+            sampled, greedy = accuracy(trainer.model, trainer.processing_class, self._task)
+        self.run.accuracies.append(sampled)
+        self.run.greedy.append(greedy)
 
 
 def run_arm(name: str, setting: Setting, path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Checkpoints: a run goes on from the last one that was written to its end, never from one that was cut off."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from ..errors import CheckpointError
+from .trl_compat import GKDTrainer
+
+
+logger = logging.getLogger(__name__)
+
+# What a run cannot go on without as if nothing had happened. The parent writes the state last of all.
+_NEEDED = (OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME)
+
+
+class ResumableGKDTrainer(GKDTrainer):
+    """`GKDTrainer` that tells checkpoints which a run was killed in the midst of from complete ones."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """Train, from the beginning or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint, or `True` for the last complete one in `args.output_dir`.
+                `None` takes `args.resume_from_checkpoint`.
+            *args: Those of the parent.
+            **kwargs: Those of the parent.
+
+        Raises:
+            CheckpointError: If the checkpoint, or every one in the folder, was cut off while it was written.
+        """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete(self.args.output_dir)
+        elif resume_from_checkpoint:
+            resume_from_checkpoint = check_complete(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save one; a file of another run in the same folder must not make it look complete before it is."""
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random state of this rank, and wait for those of the others: the state comes next, and last."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+
+def last_complete(folder: str) -> str:
+    """The last checkpoint in a folder that is complete; later ones that are not are named in a warning.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    checkpoints = sort_checkpoints(folder) if Path(folder).is_dir() else []
+    for checkpoint in reversed(checkpoints):
+        if not (reason := what_lacks(checkpoint)):
+            return checkpoint
+        logger.warning("Skipping %s: %s. It was not written to its end, or not to go on from.", checkpoint, reason)
+    raise CheckpointError(
+        f"There is no checkpoint to go on from in {folder!r}: {len(checkpoints)} found, none of them complete. Leave "
+        "`resume_from_checkpoint` out to start from the beginning, or set `output_dir` to the folder of the run."
+    )
+
+
+def check_complete(checkpoint: str) -> str:
+    """The folder of a checkpoint, if it is complete.
+
+    Raises:
+        CheckpointError: If it is not.
+    """
+    if reason := what_lacks(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint!r} is no checkpoint that a run can go on from: {reason}. It was not written to its end, or "
+            "with `save_only_model=True`. Give another one, or `resume_from_checkpoint=True` for the last complete "
+            "one in `output_dir`."
+        )
+    return checkpoint
+
+
+def what_lacks(checkpoint: str) -> str | None:
+    """What a checkpoint lacks for a run to go on from it, or `None` if nothing."""
+    if missing := [name for name in _NEEDED if not (Path(checkpoint) / name).is_file()]:
+        return f"{' and '.join(missing)} missing"
+    try:
+        json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())
+    except ValueError as error:
+        return f"{TRAINER_STATE_NAME} is cut off ({error})"
+    return None

@@ -1,0 +1,49 @@
+"""What TRL's model card does not know: who taught, and how."""
+
+import textwrap
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+PAPER = {
+    "title": "Breaking the Tokenizer Barrier: On-Policy Distillation across Model Families",
+    "id": "2606.09456",
+    # docstyle-ignore
+    "citation": textwrap.dedent("""\
+        @article{niu2026breaking,
+            title        = {{Breaking the Tokenizer Barrier: On-Policy Distillation across Model Families}},
+            author       = {Yifan Niu and Han Xiao and Dongyi Liu and Zelong Wang and Dihong Gong and Yasheng Wang
+                            and Jia Li},
+            year         = 2026,
+            eprint       = {arXiv:2606.09456},
+        }"""),
+}
+# Stands once in the card of TRL, which lists versions below it.
+VERSIONS = "### Framework versions\n\n"
+
+
+def add_teacher(card: Path, teacher: str, objective: str) -> None:
+    """Name the teacher in a model card.
+
+    Args:
+        card: The file that TRL wrote.
+        teacher: Its name or path; empty if it has none. Of a path only the last part is told.
+        objective: What was minimised.
+    """
+    if not teacher:
+        said = "a model without a name"
+    elif Path(teacher).is_dir():
+        said = f"`{Path(teacher).name}`"
+    else:
+        said = f"[{teacher}](https://huggingface.co/{teacher})"
+    teaching = f"The teacher was {said}; what was minimised is the objective `{objective}`.\n\n"
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace(VERSIONS, f"{teaching}{VERSIONS}- trl-xtok: {_own_version()}\n"), encoding="utf-8")
+
+
+def _own_version() -> str:
+    try:
+        return version("trl-xtok")
+    except PackageNotFoundError:
+        # Run from its sources.
+        return "unknown"

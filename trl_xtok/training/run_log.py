@@ -1,0 +1,152 @@
+"""What a run shows and leaves behind: metrics by kind of step, warnings, completions, and the user's own metrics."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from jaxtyping import Float
+from torch import Tensor
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers.trainer_utils import denumpify_detensorize
+
+from .completion_log import Row, completion_rows, write_completions
+from .config import CrossTokenizerGKDConfig
+from .data import decode_references
+from .guards import CoverageGuard, EarlyWarnings
+from .metrics import Mode, RunMetrics
+from .window import MicroBatch
+
+
+ComputeMetrics = Callable[[EvalPrediction], Mapping[str, Any]]
+
+
+class RunLog:
+    """Gathers what happens between two logs, or during an evaluation.
+
+    Methods that return or write something are to be called on all ranks.
+
+    Args:
+        tokenizer: The student's.
+        args: The training arguments.
+        accelerator: Knows the other ranks.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig, accelerator: Accelerator):
+        self._tokenizer, self._args, self._accelerator = tokenizer, args, accelerator
+        self.metrics: dict[Mode, RunMetrics] = {mode: RunMetrics() for mode in get_args(Mode)}
+        self._guards = {mode: CoverageGuard(args.min_coverage, mode) for mode in get_args(Mode)}
+        self._warnings = EarlyWarnings()
+        # Of the last optimizer step or evaluation batch.
+        self._scored: list[tuple[MicroBatch, Float[Tensor, " tokens"]]] = []
+        self._evaluated: list[Row] = []
+        self._compute_metrics: ComputeMetrics | None = None
+
+    def start_step(self, batches: Sequence[MicroBatch], mode: Mode) -> None:
+        """Take note of the micro-batches that the next optimizer step, or an evaluation batch, is made of."""
+        self.metrics[mode].add_rollouts(batches)
+        self._scored = []
+
+    def check_coverage(self, coverage: float, mode: Mode) -> None:
+        """Stop the run if too little is trained on.
+
+        Raises:
+            CoverageError: If the coverage of optimizer steps of this kind stays below `min_coverage`.
+        """
+        self._guards[mode].check(coverage)
+
+    def add(
+        self,
+        batch: MicroBatch,
+        student_logps: Float[Tensor, " tokens"],
+        sums: Mapping[str, Tensor | float],
+        mode: Mode,
+    ) -> None:
+        """Take note of what came out of a micro-batch."""
+        self.metrics[mode].add(sums)
+        if self._reads_completions(mode):
+            # Not kept alive until the next step: all that is large.
+            kept = replace(batch, packed={}, starts=None, canonical=None)
+            self._scored.append((kept, student_logps.detach()))
+
+    def collect(self) -> dict[str, float]:
+        """The metrics of the optimizer steps since the last log."""
+        logs = self.metrics["train"].collect(self._accelerator)
+        self._warnings.check(self.metrics["train"].collected)
+        if self._args.lmbda < 1:
+            metrics = self.metrics["off_policy"].collect(self._accelerator)
+            logs |= {f"off_policy/{name}": value for name, value in metrics.items()}
+        return logs | self._peak_memory() if logs else logs
+
+    def write_completions(self, step: int) -> None:
+        """Show and keep the completions of the last optimizer step, once."""
+        if self._args.log_completions:
+            self._write(gather_object(self._take_rows()), step)
+
+    def start_evaluation(self, compute_metrics: ComputeMetrics | None) -> None:
+        """Forget the evaluation before.
+
+        Args:
+            compute_metrics: The user's metrics of completions.
+        """
+        self.metrics["eval"], self._evaluated, self._compute_metrics = RunMetrics(), [], compute_metrics
+
+    def end_evaluation_batch(self, inputs: Mapping[str, Tensor]) -> None:
+        """Gather the completions of a batch, without those that only fill up the last one.
+
+        Args:
+            inputs: What [`PromptCollator`] returned.
+        """
+        if not self._reads_completions("eval"):
+            return
+        rows = self._take_rows()
+        if "references" in inputs:
+            rows = [row | {"reference": text} for row, text in zip(rows, decode_references(inputs), strict=True)]
+        self._evaluated += self._accelerator.gather_for_metrics(rows, use_gather_object=True)
+
+    def end_evaluation(self, step: int, prefix: str) -> dict[str, float]:
+        """Show and keep the completions of the evaluation; return its metrics.
+
+        Args:
+            step: The optimizer step.
+            prefix: Of the names of metrics, without the underscore.
+        """
+        metrics = self._text_metrics() | self.metrics["eval"].collect(self._accelerator) | self._peak_memory()
+        if self._args.log_completions:
+            self._write(self._evaluated, step, f"{prefix}_")
+        # A name may have its prefix already, as for `Trainer`.
+        return {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": metrics[name] for name in metrics}
+
+    def _reads_completions(self, mode: Mode) -> bool:
+        return self._args.log_completions or (mode == "eval" and self._compute_metrics is not None)
+
+    def _text_metrics(self) -> dict[str, Any]:
+        if self._compute_metrics is None:
+            return {}
+        references = [row.get("reference") for row in self._evaluated]
+        prediction = EvalPrediction(
+            predictions=[row["completion"] for row in self._evaluated],
+            label_ids=None if all(text is None for text in references) else references,
+        )
+        # Not given above, so that it still unpacks into two.
+        prediction.inputs = [row["prompt"] for row in self._evaluated]
+        return denumpify_detensorize(dict(self._compute_metrics(prediction)))
+
+    def _take_rows(self) -> list[Row]:
+        scored, self._scored = self._scored, []
+        return [row for batch, logps in scored for row in completion_rows(batch, logps, self._tokenizer)]
+
+    def _write(self, rows: Sequence[Row], step: int, prefix: str = "") -> None:
+        if rows and self._accelerator.is_main_process:
+            write_completions(rows, self._args, step, prefix)
+
+    def _peak_memory(self) -> dict[str, float]:
+        device = self._accelerator.device
+        # Else the parent measures memory from a mark that is set anew here.
+        if device.type != "cuda" or not self._args.skip_memory_metrics:
+            return {}
+        peak = torch.cuda.max_memory_allocated(device) / 2**30
+        torch.cuda.reset_peak_memory_stats(device)
+        return {"memory/peak_gb": max(gather_object([peak]))}
