@@ -48,3 +48,17 @@ def write(trainer: CrossTokenizerGKDTrainer, text: str, *, stop: bool = True) ->
 def logged(trainer: CrossTokenizerGKDTrainer) -> list[dict[str, float]]:
     """The logs of the training steps."""
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def keep_best(metric: str, steps: int) -> dict[str, Any]:
+    """Settings of a run that evaluates and saves after every step, and ends with the checkpoint of the best one."""
+    return {
+        "max_steps": steps,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 1,
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": metric,
+        "greater_is_better": True,
+    }

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from tests.training.runs import shared_tokenizers, write
+from tests.training.runs import keep_best, shared_tokenizers, write
 from tests.training.tiny_models import PROMPTS, prompt_dataset
 
 
@@ -89,14 +89,7 @@ def test_the_best_checkpoint_can_be_chosen_by_it(build, tmp_path):
     trainer = build(
         lambda _: {"accuracy": next(values)},
         prompt_dataset(PROMPTS[:2]),
-        max_steps=3,
-        eval_strategy="steps",
-        save_strategy="steps",
-        eval_steps=1,
-        save_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_accuracy",
-        greater_is_better=True,
+        **keep_best("eval_accuracy", steps=3),
     )
     trainer.train()
     assert trainer.state.best_metric == 0.75

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import real_tokenizers
-from tests.training.runs import changed, logged, parameters_of, shared_tokenizers, write
+from tests.training.runs import changed, keep_best, logged, parameters_of, shared_tokenizers, write
 from tests.training.tiny_models import PROMPTS, prompt_dataset, save, tiny_model
 from trl_xtok.errors import CoverageError
 from trl_xtok.training.metrics import DROP_REASONS
@@ -124,14 +124,7 @@ def test_a_dataset_can_be_evaluated_without_being_named_before(build):
 def test_the_best_checkpoint_can_be_chosen_by_our_metrics(build):
     trainer = build(
         arguments={"eval_dataset": prompt_dataset(PROMPTS[:2])},
-        max_steps=2,
-        eval_strategy="steps",
-        save_strategy="steps",
-        eval_steps=1,
-        save_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_xtok/coverage",
-        greater_is_better=True,
+        **keep_best("eval_xtok/coverage", steps=2),
     )
     trainer.train()
     assert trainer.state.best_metric is not None

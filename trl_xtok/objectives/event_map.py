@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from ..errors import ModelError
+from .torch_logps import slices
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,6 @@ class EventMap:
             else:
                 tokens = self.columns[part]
                 scores.index_copy_(0, tokens, weights.mul_(scores.index_select(0, tokens)))
-
-
-def slices(total: int, size: int) -> Iterator[slice]:
-    """Stretches of so many of a total, the last one shorter."""
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
 def _tiles(lines: Tensor, size: int) -> Iterator[Tensor]:

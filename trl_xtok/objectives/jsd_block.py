@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .event_map import EventMap, slices
-from .torch_logps import Plan, locate, write_logits
+from .event_map import EventMap
+from .torch_logps import Plan, locate, slices, write_logits
 
 
 # Scores of one side and events, for a block of positions.

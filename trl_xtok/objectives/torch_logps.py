@@ -216,7 +216,7 @@ def _ids(targets: Int[Tensor, " tokens"]) -> tuple[Int[Tensor, "tokens 1"], Bool
 
 def _row_groups(hidden: Tensor, head: Tensor, plan: Plan, *, with_slope: bool) -> Iterator[slice]:
     size, _ = plan.tile_shape(len(hidden), len(head), with_slope=with_slope)
-    return (slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size))
+    return slices(len(hidden), size)
 
 
 def _tiles(
@@ -232,11 +232,15 @@ def _tiles(
     _, width = plan.tile_shape(rows, vocab_size, with_slope=with_slope)
     buffer = hidden.new_empty(rows * width, dtype=plan.float_dtype)
     operand = hidden.to(plan.dtype)
-    for start in range(0, vocab_size, width):
-        columns = slice(start, min(start + width, vocab_size))
-        tile = buffer[: rows * (columns.stop - start)].view(rows, -1)
+    for columns in slices(vocab_size, width):
+        tile = buffer[: rows * (columns.stop - columns.start)].view(rows, -1)
         tile_bias = None if bias is None else bias[columns]
         yield columns, tile, write_logits(tile, operand, head[columns], tile_bias, plan, with_slope=with_slope)
+
+
+def slices(total: int, size: int) -> Iterator[slice]:
+    """Stretches of so many of a total, the last one shorter."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
 def locate(ids: Int[Tensor, "rows 1"], columns: slice) -> tuple[Int[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:

@@ -46,6 +46,8 @@ def tables(runs: Sequence[Run]) -> str:
 
 def times_as_much(group: Sequence[Run], reference: Sequence[Run]) -> str:
     """How many times this arm's operations the reference needs for the accuracy that this arm ends with."""
+    if group is reference:
+        return "1"
     reached, spent = mean(run.accuracies[-1] for run in group), mean(run.flops[-1] for run in group)
     end = min(run.flops[-1] for run in reference)
     for place in (end * step / 600 for step in range(601)):
