@@ -118,6 +118,7 @@ def offline_reader(hub_cache, tmp_path, monkeypatch):
     monkeypatch.setattr("trl_xtok.cli.gkd._Launch.start", lambda self, argv: 0)
     monkeypatch.chdir(tmp_path)
     leave_a_run(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
 
 
 @pytest.mark.usefixtures("offline_reader")
