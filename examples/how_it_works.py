@@ -11,6 +11,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import get_args
 
@@ -48,7 +49,7 @@ class Side:
         table = token_bytes(self.tokenizer)
         names = self.tokenizer.convert_ids_to_tokens(list(ids))
         return [
-            f"`{name if token in table.special_ids else label(table.spell(token) or b'')}`"
+            code(name if token in table.special_ids else label(table.spell(token) or b""))
             for token, name in zip(ids, names, strict=True)
         ]
 
@@ -89,6 +90,11 @@ class Sentence:
         """The advantage of each student token under a rule."""
         chunks = torch.tensor(self.alignment.student_chunks)
         return chunk_advantages(self.student_logps, self.chunk_logps()[1], chunks, rule)
+
+
+def code(text: str) -> str:
+    """Text as code in a table, whose columns a bar would end."""
+    return f"`{text}`" if not {*"<>|`"} & {*text} else f"<code>{escape(text).replace('|', '&#124;')}</code>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -175,9 +181,9 @@ def tables() -> dict[str, str]:
 def renew(page: str, contents: dict[str, str]) -> str:
     """The page with the tables between its marks replaced."""
     for name, content in contents.items():
-        mark = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
+        place = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         page, found = re.subn(
-            mark, lambda match, text=content: f"{match[1]}\n{text}\n{match[2]}", page, flags=re.DOTALL
+            place, lambda match, text=content: f"{match[1]}\n{text}\n\n{match[2]}", page, flags=re.DOTALL
         )
         if found != 1:
             raise SystemExit(f"The page has {found} places marked `<!-- table: {name} -->`, but there must be one.")

@@ -1,6 +1,7 @@
 """The numbers of `docs/how_it_works.md` are those that its script prints, and they are what the page says of them."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ NUMBER = r"-?\d+\.\d{3}"
 
 def cells(name: str) -> list[list[str]]:
     """The rows of a table of the page, without its head."""
-    content = PAGE.split(f"<!-- table: {name} -->\n")[1].split("\n<!-- end -->")[0]
+    content = PAGE.split(f"<!-- table: {name} -->\n")[1].split("<!-- end -->")[0]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in content.strip().splitlines()[2:]]
 
 
@@ -28,7 +29,7 @@ def test_the_page_shows_what_the_script_prints():
 
 def test_the_rules_share_the_gap_as_the_page_says():
     gaps = {chunk: float(gap) for chunk, *_, gap in cells("chunks")}
-    sizes = {chunk: len(re.findall("`[^`]+`", student)) for chunk, student, *_ in cells("chunks")}
+    sizes = Counter(chunk for _, chunk, *_ in cells("credit"))
     for place, share in enumerate([1, 1, 1, None]):
         for chunk, gap in gaps.items():
             total = sum(float(row[3 + place]) for row in cells("credit") if row[1] == chunk)
@@ -46,3 +47,10 @@ def test_the_figures_follow_from_the_tables():
     assert end == pytest.approx(-gaps[-1], abs=2e-3)
     losses = [-float(advantage) * float(logp) for _, _, logp, advantage, *_ in cells("credit")]
     assert loss == pytest.approx(sum(losses) / len(losses), abs=2e-2)
+
+
+def test_numbers_in_the_text_are_those_of_the_tables():
+    tables, text = [], []
+    for line in PAGE.replace("\N{MINUS SIGN}", "-").splitlines():
+        (tables if line.startswith("|") else text).append(line)
+    assert {*re.findall(NUMBER, "\n".join(text))} <= {*re.findall(NUMBER, "\n".join(tables))}

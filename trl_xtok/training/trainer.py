@@ -84,10 +84,12 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
             Callbacks to use during training.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and learning rate scheduler.
-        preprocess_logits_for_metrics, formatting_func:
-            Refused: this trainer builds neither logits nor text rows.
+        preprocess_logits_for_metrics (`Callable`, *optional*):
+            Refused: this trainer builds no logits.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train instead of the whole student, for example `LoraConfig()`.
+        formatting_func (`Callable`, *optional*):
+            Refused: this trainer builds no rows of text.
         teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the teacher. `None` takes the one that belongs to the teacher.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
