@@ -57,8 +57,15 @@ LAYERS = [
     "training.run_log",
     "training.model_card",
     "training.trainer",
+    "cli.arguments",
     "cli.demo_models",
     "cli.demo",
+    "cli.demo_command",
+    "cli.audit",
+    "cli.plan",
+    "cli.report",
+    "cli.env",
+    "cli.gkd",
 ]
 # The package itself names everything, but loads it on first use.
 WITHOUT_LAYER = {"__init__"}
