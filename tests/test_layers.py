@@ -57,7 +57,12 @@ LAYERS = [
     "training.run_log",
     "training.model_card",
     "training.trainer",
+    "training.script_arguments",
+    "training.script_data",
+    "training.script",
+    "training.dry_run",
     "cli.arguments",
+    "cli.config_file",
     "cli.demo_models",
     "cli.demo",
     "cli.demo_command",
@@ -65,7 +70,11 @@ LAYERS = [
     "cli.plan",
     "cli.report",
     "cli.env",
+    "cli.gkd_help",
+    "cli.dry_run",
     "cli.gkd",
+    "cli.dispatch",
+    "cli.__main__",
 ]
 # The package itself names everything, but loads it on first use.
 WITHOUT_LAYER = {"__init__"}
