@@ -5,6 +5,7 @@ arguments that returns the exit status. These modules import nothing heavy befor
 and `trl-xtok --help` needs none of it.
 """
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except (XTokError, FileNotFoundError) as error:
-        print(f"trl-xtok {args.command}: error: {error}", file=sys.stderr)
+        # Of several processes each says what it found.
+        rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
+        print(f"trl-xtok {args.command}{rank}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"trl-xtok {args.command}: interrupted", file=sys.stderr)
