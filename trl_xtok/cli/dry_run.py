@@ -26,7 +26,7 @@ def dry_run(arguments: "Arguments") -> None:
     console = Console()
     console.rule("Arguments that are not at their defaults")
     written = yaml.safe_dump(changed_arguments(arguments), sort_keys=False, allow_unicode=True)
-    console.print(Text(written))
+    console.print(Text(written), soft_wrap=True)
     console.rule("Run")
     console.print(_summary(run))
     console.print("All checks that need no weights have passed. Nothing was trained (--dry_run).")
@@ -44,7 +44,7 @@ def _summary(run: "CheckedRun") -> Table:
         "prompts": _size(run.train_dataset),
         "prompts to evaluate": "none" if run.eval_dataset is None else _size(run.eval_dataset),
         "prompts per optimizer step": f"{batch}, each answered with at most {args.max_new_tokens} tokens",
-        "optimizer steps": str(args.max_steps if args.max_steps > 0 else _steps(run, batch)),
+        "length": f"{args.max_steps} optimizer steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs",
         "output": str(args.output_dir),
     }
     table = Table(show_header=False, box=None)
@@ -74,7 +74,3 @@ def _how_loaded(run: "CheckedRun") -> str:
 
 def _size(dataset: object) -> str:
     return f"{len(dataset)} rows" if isinstance(dataset, Dataset) else "a stream"
-
-
-def _steps(run: "CheckedRun", batch: int) -> int:
-    return -(-len(run.train_dataset) // batch) * int(run.arguments.training.num_train_epochs)

@@ -120,7 +120,7 @@ class _Launch:
         except subprocess.CalledProcessError as error:
             return error.returncode
         except ChildFailedError as error:
-            return error.get_first_failure()[1].exitcode
+            return max(error.get_first_failure()[1].exitcode, 1)
         except ValueError as error:
             raise ConfigError(f"Accelerate cannot launch the run: {error}") from error
         return 0
