@@ -57,6 +57,7 @@ LAYERS = [
     "training.run_log",
     "training.model_card",
     "training.trainer",
+    "report.page",
     "cli.demo_models",
     "cli.demo",
 ]
