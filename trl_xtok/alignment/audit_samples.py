@@ -28,8 +28,8 @@ OTHER = {
     "    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)\n",
     "C with tabs": '#include <stdio.h>\n\nint main(void)\n{\n\tfor (int i = 0; i < 8; ++i) {\n\t\tprintf("%d\\n", '
     "i * i);\n\t}\n\treturn 0;\n}\n",
-    "numbers": "In 2024 it cost 1,299.99, or 17 % more; 365 * 24 = 8760, 2^31 - 1 = 2147483647, pi = 3.14159265358979, "
-    "from 08:30 to 17:45 on 2025-11-03.",
+    "numbers": "In 2024 it cost 1,299.99, or 17 % more; 365 * 24 = 8760, 2^31 - 1 = 2147483647, pi = 3.14159265358979,"
+    " from 08:30 to 17:45 on 2025-11-03.",
     "emoji": "Great job! 🎉🎉 Two thumbs up 👍🏽👍 from the whole family 👨‍👩‍👧 in 🇨🇭, see you 🔜 ☀️.",
     "HTML": '<ul class="menu">\n  <li><a href="/a?x=1&amp;y=2">First</a></li>\n  <li><b>Second</b><br/></li>\n</ul>\n',
     "Markdown": "## Steps\n\n1. Install it:\n   ```shell\n   pip install thing\n   ```\n2. Run `thing --help`.\n\n"
