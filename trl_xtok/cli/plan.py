@@ -16,8 +16,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "plan",
         help="peak GPU memory of a run, and what fits on a GPU",
-        description="Say what a run needs in memory on each GPU, item by item, which cards it fits on, and the largest "
-        "batch that does. Reads the configurations of the two models, no weights. Flags are those of training.",
+        description="Say what a run needs in memory on each GPU, item by item, which cards it fits on, and the "
+        "largest batch that does. Reads configurations, no weights. The flags are those of training.",
     )
     parser.add_argument("student", metavar="STUDENT", help="name or folder of the student")
     parser.add_argument("teacher", metavar="TEACHER", help="name or folder of the teacher")

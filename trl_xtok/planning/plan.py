@@ -42,13 +42,15 @@ class MemoryPlan:
 
     Attributes:
         phases: Phase -> item -> bytes.
-        largest_batch: Name of a GPU -> the largest `per_device_train_batch_size` that fits; 0 if not even 1 does.
+        gpus: The cards that were asked about.
+        largest_batch: Name of a card -> the largest `per_device_train_batch_size` that fits; 0 if not even 1 does.
         batch_size: The one that `phases` is about.
         num_processes: Devices that need this each.
         notes: What the figures hold for.
     """
 
     phases: Mapping[str, Mapping[str, int]]
+    gpus: tuple[GPU, ...]
     largest_batch: Mapping[str, int]
     batch_size: int
     num_processes: int
@@ -82,8 +84,12 @@ class MemoryPlan:
             "peak_phase": self.peak_phase,
             "phases": {phase: dict(items) for phase, items in self.phases.items()},
             "gpus": {
-                name: {"bytes": gpu.bytes, "fits": self.fits(gpu), "largest_batch": self.largest_batch.get(name)}
-                for name, gpu in GPUS.items()
+                gpu.name: {
+                    "bytes": gpu.bytes,
+                    "fits": self.fits(gpu),
+                    "largest_batch": self.largest_batch[gpu.name],
+                }
+                for gpu in self.gpus
             },
             "notes": list(self.notes),
         }
@@ -108,6 +114,7 @@ def plan_memory(run: RunSpec, gpus: Sequence[GPU] = tuple(GPUS.values())) -> Mem
     needs = {size: [sum(items.values()) for items in phases.values()] for size, phases in support.items()}
     return MemoryPlan(
         phases=support[run.per_device_train_batch_size],
+        gpus=tuple(gpus),
         largest_batch={gpu.name: _largest_batch(needs, gpu) for gpu in gpus},
         batch_size=run.per_device_train_batch_size,
         num_processes=run.num_processes,

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .gpus import GIB, GPUS
+from .gpus import GIB
 from .plan import ITEMS, PHASES, MemoryPlan
 
 
@@ -15,7 +15,7 @@ def print_plan(plan: MemoryPlan, console: Console) -> None:
         f"Peak: [bold]{plan.peak / GIB:.2f} GiB[/bold] per device, in the phase [bold]{plan.peak_phase}[/bold], with "
         f"`per_device_train_batch_size={plan.batch_size}`."
     )
-    if plan.largest_batch:
+    if plan.gpus:
         console.print(_cards(plan))
     for note in plan.notes:
         console.print(Text(note), style="dim")
@@ -40,10 +40,10 @@ def _cards(plan: MemoryPlan) -> Table:
     table.add_column("GiB", justify="right")
     table.add_column(f"batch of {plan.batch_size}")
     table.add_column("largest batch", justify="right")
-    for name, batch in plan.largest_batch.items():
-        gpu = GPUS[name]
+    for gpu in plan.gpus:
+        batch = plan.largest_batch[gpu.name]
         fits = (
             Text("fits", "green") if plan.fits(gpu) else Text(f"{plan.peak / GIB - gpu.gib:.1f} GiB too much", "red")
         )
-        table.add_row(name, f"{gpu.gib:.1f}", fits, str(batch) if batch else Text("none", "red"))
+        table.add_row(gpu.name, f"{gpu.gib:.1f}", fits, str(batch) if batch else Text("none", "red"))
     return table
