@@ -54,10 +54,10 @@ def warnings(
     total: TextAudit,
 ) -> Iterator[str]:
     """What to look at before training, the gravest first."""
-    for text in texts:
-        if text.coverage < _POOR:
-            reasons = ", ".join(f"{count} {REASONS[reason]}" for reason, count in text.dropped.items())
-            yield f"Of {text.name!r} only {text.coverage:.0%} can be trained on. Tokens that are not: {reasons}."
+    if poor := [text for text in texts if text.coverage < _POOR]:
+        shares = ", ".join(f"{text.name} ({text.coverage:.0%})" for text in poor)
+        reasons = sorted({reason for text in poor for reason in text.dropped})
+        yield f"Of these less can be trained on: {shares}. Why: {', '.join(REASONS[reason] for reason in reasons)}."
     if teacher.end_of_turn is None:
         yield (
             "The teacher has no token that ends a turn, so the student's stop tokens are dropped and it does not "
@@ -77,13 +77,13 @@ def warnings(
         )
     if teacher.altered:
         yield (
-            f"The teacher's tokenizer changes texts ({', '.join(teacher.normalizers)}). Seen with: "
-            f"{', '.join(teacher.altered)}. What it changes is dropped and counted as `normalized`."
+            f"The teacher's tokenizer changes texts ({', '.join(teacher.normalizers)}), as it does "
+            f"{_some(teacher.altered)} of the samples. What it changes is dropped and counted as `normalized`."
         )
     if student.altered:
         yield (
             f"The student's tokenizer changes texts ({', '.join(student.normalizers)}) before its model reads them "
-            f"as prompts. Seen with: {', '.join(student.altered)}."
+            f"as prompts, as it does {_some(student.altered)} of the samples."
         )
     if vocabulary.name == "equal":
         return
@@ -99,3 +99,9 @@ def warnings(
             f"The teacher needs {total.teacher_ratio:.1f} tokens for each of the student's, so scoring takes as much "
             f"more time and memory. Give `trl-xtok plan` `--teacher_ratio {total.teacher_ratio:.1f}`."
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many there are, and the first few."""
+    listed = ", ".join(names[:4]) + (" and others" if len(names) > 4 else "")
+    return f"{len(names)} ({listed})"

@@ -4,6 +4,7 @@ The layers are those of transformers and PEFT. Only the matrices that bitsandbyt
 since its kernels need a device.
 """
 
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -44,11 +45,36 @@ class ModelSpec:
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """The model, with its adapter. It takes no memory if this is called under a mode or device that gives none.
+    """The model with its adapter, on the meta device.
 
     Raises:
         ModelError: If transformers or PEFT cannot build it.
     """
+    with torch.device("meta"), warnings.catch_warnings():
+        # PEFT asks for it by its old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return _build(spec)
+
+
+def place(model: nn.Module) -> None:
+    """Give parameters and buffers new storages on the CPU, in whatever mode is on; what is tied stays tied."""
+    placed: dict[int, Tensor] = {}
+
+    def move(tensor: Tensor) -> Tensor:
+        if id(tensor) not in placed:
+            placed[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return placed[id(tensor)]
+
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else move(buffer)
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not isinstance(moved := move(parameter), nn.Parameter):
+                placed[id(parameter)] = moved = nn.Parameter(moved, requires_grad=parameter.requires_grad)
+            module._parameters[name] = None if parameter is None else moved
+
+
+def _build(spec: ModelSpec) -> nn.Module:
     try:
         model = AutoModelForCausalLM.from_config(deepcopy(spec.config), dtype=spec.dtype)
     except (ImportError, KeyError, RuntimeError, ValueError) as error:

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from ..errors import ModelError
 from .live_memory import LiveMemory
-from .models import ModelSpec, build, causal_lm, weight_bytes
+from .models import ModelSpec, build, causal_lm, place, weight_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,10 @@ class WeightlessModel:
     def __init__(self, spec: ModelSpec, autocast: torch.dtype | None = None):
         self._autocast = autocast
         self._fake, self._memory = FakeTensorMode(), LiveMemory()
+        self._model = build(spec)
+        self._lm = causal_lm(self._model)
         with self._fake, self._memory:
-            self._model = build(spec)
-            self._lm = causal_lm(self._model)
+            place(self._model)
         self.frozen, self.trained = weight_bytes(self._model)
         self.parameters = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
 
@@ -140,11 +141,11 @@ class WeightlessModel:
     def _prepare(self, checkpointing: dict[str, Any] | None) -> None:
         self._model.train()
         if checkpointing is None:
-            self._lm.gradient_checkpointing_disable()
+            self._lm.activation_checkpointing_disable()
             return
         # There is no random state to restore.
-        options = {**checkpointing, "preserve_rng_state": False}
-        self._lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        options = {"use_reentrant": False, **checkpointing, "preserve_rng_state": False}
+        self._lm.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
         if isinstance(self._model, PeftModel):
             self._lm.enable_input_require_grads()
 
