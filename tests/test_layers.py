@@ -58,8 +58,15 @@ LAYERS = [
     "training.model_card",
     "training.trainer",
     "report.page",
+    "cli.arguments",
     "cli.demo_models",
     "cli.demo",
+    "cli.demo_command",
+    "cli.audit",
+    "cli.plan",
+    "cli.report",
+    "cli.env",
+    "cli.gkd",
 ]
 # The package itself names everything, but loads it on first use.
 WITHOUT_LAYER = {"__init__"}

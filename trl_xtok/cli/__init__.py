@@ -1,31 +1,39 @@
-"""The command line: `trl-xtok COMMAND`."""
+"""The command line: `trl-xtok COMMAND`.
 
-import argparse
+Each command is a module with `add_parser(commands)`, which adds its parser and sets `run`, a function of the parsed
+arguments that returns the exit status. These modules import nothing heavy before `run` is called: torch takes seconds,
+and `trl-xtok --help` needs none of it.
+"""
+
+import sys
 from collections.abc import Sequence
+
+from ..errors import XTokError
+from . import audit, demo_command, env, gkd, plan, report
+from .arguments import CommandParser
+
+
+# In the order of the help: what is used first.
+_COMMANDS = (gkd, audit, plan, report, demo_command, env)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status; 1 for an input that was refused."""
-    parser = argparse.ArgumentParser(
-        prog="trl-xtok", description="On-policy distillation between models with different tokenizers."
+    """Run a command and return its exit status: 1 for an input that was refused, 2 for wrong usage."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = CommandParser(
+        prog="trl-xtok",
+        description="On-policy distillation between models with different tokenizers.",
+        epilog="`trl-xtok COMMAND --help` explains a command.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser(
-        "demo",
-        help="distil Gemma 3 270M into SmolLM2 135M on this machine",
-        description="Distil Gemma 3 270M (4-bit) into SmolLM2-135M-Instruct (LoRA) on about 200 short prompts, and "
-        "show what changed on held-out ones. Needs no network; trains for about ten minutes on two CPU cores.",
-    )
-    demo.add_argument(
-        "--seed", type=int, default=0, help="seed of sampling, data order and LoRA (default: %(default)s)"
-    )
-    demo.add_argument("--max_steps", type=int, default=None, help="optimizer steps (default: those of the recipe)")
-    demo.add_argument(
-        "--output_dir", default="outputs/demo", help="folder for the adapter and the figures (default: %(default)s)"
-    )
+    for command in _COMMANDS:
+        command.add_parser(commands)
     args = parser.parse_args(argv)
-
-    # Torch takes seconds to import, and the help needs none of it.
-    from .demo import run_demo
-
-    return run_demo(args.output_dir, seed=args.seed, max_steps=args.max_steps)
+    try:
+        return args.run(args)
+    except (XTokError, FileNotFoundError) as error:
+        print(f"trl-xtok {args.command}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"trl-xtok {args.command}: interrupted", file=sys.stderr)
+        return 130
