@@ -16,7 +16,9 @@ def add_parser(commands: Any) -> None:
         "and after, and completions by chunks with the advantage of each token (the last two for runs with "
         "`--log_completions`). The page needs no network, and nothing beside it.",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run's output_dir, or one of its checkpoints")
+    parser.add_argument(
+        "run_dir", metavar="RUN_DIR", type=Path, help="the run's output_dir, or one of its checkpoints"
+    )
     parser.add_argument(
         "--output", type=Path, default=None, help="the file to write (default: report.html in RUN_DIR)"
     )

@@ -92,7 +92,11 @@ class Chart:
 def charts(run: Run) -> list[Chart]:
     """The curves of a run, without those of which nothing was logged."""
     prefixes = evaluations(run.entries)
-    sources = [("training", ""), ("off-policy", "off_policy/"), *((kind_name(prefix.removesuffix('_')), prefix) for prefix in prefixes)]
+    sources = [
+        ("training", ""),
+        ("off-policy", "off_policy/"),
+        *((kind_name(prefix.removesuffix("_")), prefix) for prefix in prefixes),
+    ]
     found = []
     for title, unit, name, note in _METRICS:
         series = [_series(run.entries, prefix + name, label, prefix in prefixes) for label, prefix in sources]
@@ -163,7 +167,7 @@ def _sum(label: str, series: Sequence[Series]) -> Series:
 def _lengths(entries: Sequence[Entry], prefixes: Sequence[str]) -> Chart | None:
     series = [_series(entries, f"completions/{name}", label) for label, name in _LENGTHS]
     series += [
-        _series(entries, f"{prefix}completions/mean_length", f"mean, {kind_name(prefix.removesuffix('_'))}", True) for prefix in prefixes
+        _series(entries, f"{prefix}completions/mean_length", f"mean, {kind_name(prefix)}", True) for prefix in prefixes
     ]
     return _chart("Completion length", "tokens", series)
 
@@ -184,6 +188,10 @@ def _own_metrics(entries: Sequence[Entry], prefixes: Sequence[str]) -> list[Char
         if own and own not in _NOT_OWN and not own.startswith(_NOT_OWN_PREFIXES):
             of_prefix.setdefault(own, []).append(prefix or "")
     return [
-        _chart(own, "evaluation", [_series(entries, prefix + own, kind_name(prefix.removesuffix('_')), True) for prefix in found])
+        _chart(
+            own,
+            "evaluation",
+            [_series(entries, prefix + own, kind_name(prefix.removesuffix("_")), True) for prefix in found],
+        )
         for own, found in of_prefix.items()
     ]

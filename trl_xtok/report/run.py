@@ -115,15 +115,13 @@ def _read_history(path: Path, run: Run) -> None:
             step = start.get("step", 0)
             run.start = start
             # From its first step on it is another run, from a later one the same that goes on.
-            run.entries = [old for old in run.entries if 0 < old["step"] <= step or 0 == old["step"] < step]
-            run.entries = [old for old in run.entries if "train_runtime" not in old]
+            kept = [old for old in run.entries if step and old["step"] <= step]
+            run.entries = [old for old in kept if "train_runtime" not in old]
         else:
             run.entries += _checked([entry])
     run.entries.sort(key=lambda entry: entry["step"])
     if unread:
-        run.notes.append(
-            f"{unread} lines of {path.name} could not be read; a run that is killed may leave half a line."
-        )
+        run.notes.append(f"{unread} lines of {path.name} are no entries; a killed run may leave half a line.")
 
 
 def _read_state(folder: Path, run: Run) -> None:

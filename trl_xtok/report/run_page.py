@@ -137,12 +137,7 @@ def _credit(run: Run) -> Markup:
 
 def _settings(run: Run) -> Markup:
     def told(name: str) -> list[tuple[str, str]]:
-        found = run.start.get(name)
-        return (
-            [(visible_text(str(key)), _value(value)) for key, value in found.items()]
-            if isinstance(found, dict)
-            else []
-        )
+        return [(visible_text(str(key)), _value(value)) for key, value in run.start.get(name, {}).items()]
 
     return Markup(template("settings.html").render(settings=told("settings"), versions=told("versions")))
 

@@ -33,9 +33,10 @@ def kind_name(kind: str) -> str:
     """What completions are of, by what the names of their metrics begin with.
 
     Example:
-        >>> kind_name(""), kind_name("eval"), kind_name("eval_maths")
+        >>> kind_name(""), kind_name("eval_"), kind_name("eval_maths")
         ('training', 'evaluation', 'evaluation of maths')
     """
+    kind = kind.removesuffix("_")
     if not kind:
         return "training"
     return "evaluation" if kind == "eval" else f"evaluation of {kind.removeprefix('eval_')}"
