@@ -79,6 +79,7 @@ class Chart:
         note: How to read it; may be empty.
         stacked: Whether the values add up.
         gaps: Values that were logged and are no finite numbers.
+        own: Whether it is a metric of the user.
     """
 
     title: str
@@ -87,6 +88,7 @@ class Chart:
     note: str = ""
     stacked: bool = False
     gaps: int = 0
+    own: bool = False
 
 
 def charts(run: Run) -> list[Chart]:
@@ -132,11 +134,13 @@ def _series(entries: Sequence[Entry], name: str, label: str, sparse: bool = Fals
     return Series(label, points_of(entries, name), sparse)
 
 
-def _chart(title: str, unit: str, series: Iterable[Series], note: str = "", stacked: bool = False) -> Chart | None:
+def _chart(
+    title: str, unit: str, series: Iterable[Series], note: str = "", *, stacked: bool = False, own: bool = False
+) -> Chart | None:
     logged = [one for one in series if one.points]
     gaps = sum(len(one.points) - len(one.finite) for one in logged)
     drawn = [one for one in logged if one.finite]
-    return Chart(title, unit, drawn[:_MOST_SERIES], note, stacked, gaps) if drawn else None
+    return Chart(title, unit, drawn[:_MOST_SERIES], note, stacked, gaps, own) if drawn else None
 
 
 def _dropped(entries: Sequence[Entry], prefixes: Sequence[str]) -> Chart | None:
@@ -188,10 +192,6 @@ def _own_metrics(entries: Sequence[Entry], prefixes: Sequence[str]) -> list[Char
         if own and own not in _NOT_OWN and not own.startswith(_NOT_OWN_PREFIXES):
             of_prefix.setdefault(own, []).append(prefix or "")
     return [
-        _chart(
-            own,
-            "evaluation",
-            [_series(entries, prefix + own, kind_name(prefix.removesuffix("_")), True) for prefix in found],
-        )
+        _chart(own, "", [_series(entries, prefix + own, kind_name(prefix), True) for prefix in found], own=True)
         for own, found in of_prefix.items()
     ]

@@ -68,7 +68,7 @@ def _overview(run: Run, curves: Sequence[Chart]) -> Markup:
             "last": number(series.finite[-1][1]),
         }
         for chart in curves
-        if chart.title in (*_TELLING, _LENGTH) or chart.unit == "evaluation"
+        if chart.title in (*_TELLING, _LENGTH) or chart.own
         for series in chart.series
         if chart.title != _LENGTH or series.label.startswith("mean")
     ]
