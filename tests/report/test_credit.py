@@ -61,10 +61,9 @@ def test_tokens_in_no_chunk_stand_where_they_are_in_the_text(student, teacher, c
 
 
 def long_row(size: int):
-    names = ("student_ids", "student_tokens", "student_logps", "advantages", "drop_reasons", "leaves_canonical")
-    long = dict(zip(names, ([7] * size, [b"a"] * size, [-1.0] * size, [0.5] * size, [None] * size, [False] * size)))
-    teacher = {"teacher_ids": [7] * size, "teacher_tokens": [b"a"] * size, "teacher_logps": [-1.0] * size}
-    return chunk_row(**long, **teacher, student_chunks=[*range(size)], teacher_chunks=[*range(size)])
+    every = {"ids": [7] * size, "tokens": [b"a"] * size, "logps": [-1.0] * size, "chunks": [*range(size)]}
+    sides = {f"{side}_{name}": values for side in ("student", "teacher") for name, values in every.items()}
+    return chunk_row(**sides, advantages=[0.5] * size, drop_reasons=[None] * size, leaves_canonical=[False] * size)
 
 
 def test_a_long_completion_is_shown_in_part_and_the_rest_counted():

@@ -92,9 +92,7 @@ def test_of_very_many_files_the_first_and_the_last_are_read(tmp_path):
     [
         pytest.param({}, "but nothing. Give the `output_dir` of a run that has logged once", id="empty"),
         pytest.param({"model.safetensors": ""}, "but model.safetensors", id="only a model"),
-        pytest.param(
-            {"run_history.jsonl": '{"start": {"step": 0}}\n'}, "nothing that a run logged", id="nothing logged"
-        ),
+        pytest.param({"run_history.jsonl": '{"start": {"step": 0}}\n'}, "nothing that", id="nothing logged"),
         pytest.param({"run_history.jsonl": "\x00\x01"}, "1 lines of run_history.jsonl are no entries", id="no JSON"),
         pytest.param({"run_history.jsonl": '[1]\n{"loss": 2}\n'}, "1 lines", id="JSON of something else"),
     ],
@@ -107,5 +105,5 @@ def test_a_folder_without_a_run_is_refused(tmp_path, content, message):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ReportError, match="There is no folder .*nowhere"):
+    with pytest.raises(ReportError, match=r"There is no folder .*nowhere"):
         read_run(tmp_path / "nowhere")
