@@ -38,7 +38,7 @@ def test_a_whole_run_is_shown(tmp_path):
     for shown in (
         "student taught by org/teacher",
         "20 of 20 steps; the run came to its end.",
-        "135 M parameters, 5 M of them trained".replace("5 M of", "4.9 M of"),
+        "135 M parameters, 4.9 M of them trained",
         "Reverse KL per byte",
         "learning_rate",
         "0.003",
@@ -70,9 +70,7 @@ def test_hostile_text_stays_text(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        pytest.param(
-            [entry(1), entry(2)], "2 of 20 steps logged; the run is still going on, or ended early", id="cut"
-        ),
+        pytest.param([entry(1), entry(2)], "2 of 20 steps logged; the run is still going on", id="cut"),
         pytest.param([entry(1)], "kept no completions", id="no completions"),
         pytest.param([entry(1)], "kept no completion token by token", id="no chunks"),
         pytest.param([evaluation(0)], "0 of 20 steps", id="an evaluation alone"),
@@ -97,12 +95,6 @@ def test_names_and_settings_are_data(tmp_path):
     assert "&lt;b&gt;⟨U+202E⟩" in html
     assert "<i>" not in html.replace("<i>L_T", "")
     assert "&lt;/td&gt;&lt;script&gt;" in html
-
-
-def test_a_history_with_facts_of_another_form_has_a_page(tmp_path):
-    assert "1 steps" in page(
-        history(tmp_path, [entry(1)], {"step": 0, "student": "x", "settings": [], "max_steps": None})
-    )
 
 
 def test_thousands_of_logs_make_a_small_page_soon(tmp_path):
