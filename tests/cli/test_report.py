@@ -62,4 +62,4 @@ def test_figures_without_matplotlib_are_refused(folder, tmp_path, capsys, monkey
 
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     assert main(["report", str(folder), "--figures", str(tmp_path)]) == 1
-    assert "Matplotlib, which is not installed. Run `pip install 'matplotlib" in capsys.readouterr().err
+    assert "Matplotlib, which is not installed. Run `pip install 'trl-xtok[report]'`" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def write_figures(run: Run, folder: Path) -> list[Path]:
         import matplotlib
     except ImportError as error:
         raise DependencyError(
-            "Figures are drawn with Matplotlib, which is not installed. Run `pip install 'matplotlib>=3.11'`, or "
+            "Figures are drawn with Matplotlib, which is not installed. Run `pip install 'trl-xtok[report]'`, or "
             "leave `--figures` out; the page needs no Matplotlib."
         ) from error
     settings: dict[str, Any] = {
