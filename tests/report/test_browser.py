@@ -1,4 +1,4 @@
-"""The page in a real browser: with a keyboard, with a pointer, in light and dark, on a phone, and full of hostile text."""
+"""The page in a real browser: by keyboard, by pointer, in light and dark, on a phone, and with hostile text on it."""
 
 import pytest
 
@@ -125,9 +125,8 @@ def test_all_text_can_be_read(browser, path, scheme, colour):
         assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
         lowest = found.page.evaluate(LOWEST_CONTRAST, "body *")
         assert lowest["ratio"] >= 4.5, lowest["text"]
-        fills = found.page.locator(".legend .swatch").evaluate_all(
-            "all => all.map(e => getComputedStyle(e).backgroundColor)"
-        )
+        swatches = found.page.locator(".legend .swatch")
+        fills = swatches.evaluate_all("all => all.map(one => getComputedStyle(one).backgroundColor)")
         assert len(set(fills)) == 9
 
 
