@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -161,7 +162,7 @@ def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     return kept
 
 
-def _stops(logged: Sequence[Series], drawn: Sequence[Series], x: Axis, y: Axis) -> dict[str, list]:
+def _stops(logged: Sequence[Series], drawn: Sequence[Series], x: Axis, y: Axis) -> dict[str, list[Any]]:
     """Where a pointer stops: pixels, and what is shown there."""
     steps = sorted({step for one in logged for step, _ in one.finite})
     stride = math.ceil(len(steps) / _STOPS)
