@@ -108,7 +108,9 @@ def test_a_pointer_finds_the_values_that_were_logged():
 
 def test_names_of_metrics_are_data():
     html = chart_svg(Chart("</script><b>", "<i>", [Series('"><img>', [(1, 1.0)])]))
-    assert not re.findall("<(b>f|b>&|i>|img)", html)
+    assert "&lt;/script&gt;&lt;b&gt;" in html
+    assert "<img" not in html
+    assert "<i>" not in html
     assert html.count("</script>") == 1
 
 

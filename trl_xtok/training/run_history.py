@@ -45,11 +45,11 @@ class RunHistory(TrainerCallback):
     finite are `null`.
 
     Args:
-        facts: From `describe_run`.
+        trainer: Says what the run is; it need not be set up yet.
     """
 
-    def __init__(self, facts: Mapping[str, Any]):
-        self._facts = facts
+    def __init__(self, trainer: Any):
+        self._trainer = trainer
         self._before: list[dict[str, Any]] = []
         self._started = False
 
@@ -57,7 +57,9 @@ class RunHistory(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Say what is trained, and from which step on."""
-        start = {"step": state.global_step, "max_steps": state.max_steps, **self._facts}
+        trainer = self._trainer
+        facts = describe_run(trainer.model, trainer.teacher_model, trainer.objective.name, trainer.args)
+        start = {"step": state.global_step, "max_steps": state.max_steps, **facts}
         # What was evaluated before a run goes on belongs to no step of it.
         before = self._before if state.global_step == 0 else []
         self._started, self._before = True, []

@@ -34,7 +34,7 @@ from .model_card import PAPER, add_teacher
 from .objective import choose_objective, make_objective, student_scores, token_losses
 from .off_policy import TeacherWriter, is_on_policy, read_completions
 from .rollouts import evaluation_seed, generate_completions, sampling_seed
-from .run_history import RunHistory, describe_run
+from .run_history import RunHistory
 from .run_log import RunLog
 from .scoring import causal_lm, check_head, completion_logps
 from .segmentation import add_canonical_paths
@@ -157,7 +157,7 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
                 eval_dataset=eval_dataset,
                 processing_class=tokenizer,
                 compute_metrics=compute_metrics,
-                callbacks=callbacks,
+                callbacks=[*(callbacks or ()), RunHistory(self)],
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
@@ -171,7 +171,6 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._written = TeacherWriter(self.teacher, collator, args) if args.seq_kd else read_completions
         self._run_log = RunLog(tokenizer, teacher_tokenizer, args, self.accelerator)
-        self.add_callback(RunHistory(describe_run(self.model, self.teacher_model, objective_name, args)))
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
 

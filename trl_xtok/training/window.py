@@ -249,8 +249,7 @@ def assemble(
     scorer = teacher_token_logps.device
     teacher_logps = sum_by_chunk(teacher_token_logps, torch.tensor(teacher_chunks, device=scorer), len(chunk_bytes))
     scored = teacher_logps.isfinite().tolist()
-    # The larger of the two counts of tokens.
-    sizes = Counter(chunks) | Counter(teacher_chunks)
+    sizes = _longer_sides(chunks, teacher_chunks)
     why = [
         "unfinished" if c in unfinished else selection.drop_reason(sizes[c], c in blank) if scored[c] else "teacher"
         for c in range(len(chunk_bytes))
@@ -276,6 +275,11 @@ def assemble(
         starts=starts,
         rollouts=rollouts,
     )
+
+
+def _longer_sides(chunks: Sequence[int], teacher_chunks: Sequence[int]) -> Counter[int]:
+    """The larger of the two counts of tokens of each chunk."""
+    return Counter(chunks) | Counter(teacher_chunks)
 
 
 def _bytes_by_chunk(alignment: Alignment) -> list[int]:
