@@ -1,5 +1,6 @@
 """Every code block of the documentation runs, or is read by what would run it."""
 
+import json
 import re
 import shlex
 import tomllib
@@ -22,7 +23,7 @@ from trl_xtok.cli import main
 ROOT = Path(__file__).parents[2]
 # The cells of the notebook run in a test of their own.
 PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/*.md") if path.name != "notebook.md")]
-LANGUAGES = {"python", "shell", "yaml", "diff"}
+LANGUAGES = {"python", "shell", "yaml", "json", "diff"}
 # What a page says that the reader has.
 GIVEN: dict[str, dict[str, Any]] = {
     "README.md": {
@@ -93,6 +94,7 @@ SYBIL = Sybil(
         PythonCodeBlockParser(),
         CodeBlockParser("shell", run_shell),
         CodeBlockParser("yaml", keep_yaml),
+        CodeBlockParser("json", lambda example: json.loads(example.parsed) and None),
         CodeBlockParser("diff", run_diff),
     ]
 )

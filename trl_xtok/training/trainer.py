@@ -33,7 +33,8 @@ from .metrics import Mode
 from .model_card import PAPER, add_teacher
 from .objective import choose_objective, make_objective, student_scores, token_losses
 from .off_policy import TeacherWriter, is_on_policy, read_completions
-from .rollouts import generate_completions, sampling_seed
+from .rollouts import evaluation_seed, generate_completions, sampling_seed
+from .run_history import RunHistory
 from .run_log import RunLog
 from .scoring import causal_lm, check_head, completion_logps
 from .segmentation import add_canonical_paths
@@ -49,8 +50,6 @@ from .window import MicroBatch, StudentScores, align_rollouts
 
 
 _OFF: Mode = "off_policy"
-# Keeps evaluation from drawing what some training step draws.
-_EVALUATION = 1_000_003
 
 
 class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
@@ -160,7 +159,7 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
                 eval_dataset=eval_dataset,
                 processing_class=tokenizer,
                 compute_metrics=compute_metrics,
-                callbacks=callbacks,
+                callbacks=[*(callbacks or ()), RunHistory(self)],
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
@@ -173,7 +172,7 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         self.teacher_model = self.teacher.model
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._written = TeacherWriter(self.teacher, collator, args) if args.seq_kd else read_completions
-        self._run_log = RunLog(tokenizer, args, self.accelerator)
+        self._run_log = RunLog(tokenizer, teacher_tokenizer, args, self.accelerator)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
 
@@ -244,8 +243,8 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         batch: MicroBatch = inputs["micro_batch"]
         student = self.accelerator.unwrap_model(model)
         scores = call_through_wrapper(model, student, self._student_scores, student, batch)
-        losses, sums = token_losses(scores, batch, self.objective, self.args)
-        self._run_log.add(batch, scores.logps, sums, self._mode_of(batch))
+        losses, sums, credited = token_losses(scores, batch, self.objective, self.args)
+        self._run_log.add(batch, scores.logps, credited, sums, self._mode_of(batch))
         # DDP averages over the ranks; the normalizer counts the tokens of all of them.
         loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
         return (loss, None) if return_outputs else loss
@@ -279,8 +278,7 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         """Sample completions for the prompts of one evaluation batch and score them."""
         inputs = self._prepare_inputs(inputs)
         self._eval_batches += 1
-        numbers = (self.args.seed, _EVALUATION + self._eval_batches, self.args.process_index)
-        with torch.no_grad(), sampling_seed(*numbers, device=self.args.device):
+        with torch.no_grad(), evaluation_seed(self.args, self._eval_batches):
             batches, trained = self._score_window([inputs], "eval")
             loss = self.compute_loss(model, batches[0], num_items_in_batch=trained)
         self._run_log.end_evaluation_batch(inputs)
