@@ -1,8 +1,7 @@
 """What the documentation names and cannot be had here: models and datasets of the Hub, and the time for a whole run.
 
-Under the names of the models, a cache of the Hub gets tiny random models with the real tokenizers of their families,
-so that `from_pretrained` finds them as it would find what was downloaded before. Datasets of the Hub are a few
-prompts.
+Under the names of the models, a cache of the Hub gets tiny random models with real tokenizers, so that
+`from_pretrained` finds them as it would find what was downloaded before. Datasets of the Hub are a few prompts.
 """
 
 from collections.abc import Callable
@@ -18,11 +17,13 @@ from tests.training.tiny_models import save, tiny_model
 from trl_xtok import CrossTokenizerGKDConfig
 
 
+# Those of 4-bit kernels are a multiple of 64 wide. The pages are not about these tokenizers, so small ones do.
+_WIDE = {"hidden_size": 64, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 32}
 MODELS: dict[str, tuple[str, Callable[[], PreTrainedTokenizerFast]]] = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", real_tokenizers.smollm2),
-    "google/gemma-3-270m": ("gemma3", real_tokenizers.gemma3),
-    "meta-llama/Llama-3.2-1B-Instruct": ("llama", real_tokenizers.llama3),
-    "Qwen/Qwen3-8B": ("qwen2", real_tokenizers.qwen3),
+    "google/gemma-3-270m": ("gemma3", real_tokenizers.mistral1),
+    "meta-llama/Llama-3.2-1B-Instruct": ("llama", real_tokenizers.smollm2),
+    "Qwen/Qwen3-8B": ("gemma3", real_tokenizers.mistral1),
 }
 DATASETS = {"trl-lib/ultrafeedback-prompt"}
 # A step that takes no time; random models write what cannot be scored.
@@ -45,7 +46,7 @@ def fill_hub_cache(folder: Path) -> None:
         (repository / "refs").mkdir(parents=True)
         (repository / "refs" / "main").write_text(_COMMIT)
         save(
-            tiny_model(family, len(tokenizer()), max_position_embeddings=4096),
+            tiny_model(family, len(tokenizer()), max_position_embeddings=4096, **_WIDE),
             tokenizer(),
             repository / "snapshots" / _COMMIT,
         )
@@ -54,6 +55,8 @@ def fill_hub_cache(folder: Path) -> None:
 def short_config(**arguments: Any) -> CrossTokenizerGKDConfig:
     """The arguments of a page, which must be valid, made short."""
     CrossTokenizerGKDConfig(**arguments)
+    # Another name of `max_new_tokens`.
+    arguments.pop("max_completion_length", None)
     return CrossTokenizerGKDConfig(**{**arguments, **SHORT})
 
 
