@@ -66,7 +66,7 @@ _TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "llama3": real_tokenizers.llama3,
     "tekken": real_tokenizers.tekken,
 }
-_PROMPT = "Tell me about the number {}, its history, and everything that people have counted with it. " * 5
+_PROMPT = "About the number {}: " + "tell me its history, and everything that people have counted with it. " * 9
 
 
 class _Recorded(CrossTokenizerGKDTrainer):

@@ -57,7 +57,7 @@ class TestRefusals:
                 ["--teacher_chat_template_kwargs", "{enable: 1}"],
                 "_template_kwargs: '{enable: 1}' is not JSON",
             ),
-            (["--mixed_precision", "int4"], "argument --mixed_precision: invalid choice: 'int4'"),
+            (["--mixed_precision", "int4"], "--mixed-precision: invalid choice: 'int4' (choose from"),
             (["--accelerate_config", "nope"], "Accelerate config nope is neither a file nor a valid config"),
         ],
     )
@@ -99,7 +99,7 @@ class TestRefusals:
             (["--do_predict"], "`--do_predict True` has no effect"),
             (["--streaming"], "has no effect without `datasets`"),
             (["--dataset_streaming", "--max_steps", "-1"], "A stream does not say how long it is"),
-            (["--load_best_model_at_end"], "--load_best_model_at_end requires"),
+            (["--load_best_model_at_end", "--eval_strategy", "epoch"], "--load_best_model_at_end requires"),
             (["--accelerate_config", "zero3"], "The run is launched with DeepSpeed"),
             (["--use_fsdp"], "The run is launched with FSDP"),
             (["--multi_gpu", "--num_processes", "1"], "You need to use at least 2 processes to use `--multi_gpu`"),
@@ -108,7 +108,9 @@ class TestRefusals:
     def test_input_that_cannot_be_used(self, trl_xtok, base, argv, said):
         status, _, err = trl_xtok("gkd", *base, *argv)
         assert status == 1
-        assert err.startswith("trl-xtok gkd: error: ")
+        # Progress bars may stand before it, but no traceback.
+        assert "trl-xtok gkd: error: " in err
+        assert "Traceback" not in err
         assert said in err
 
     @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ class TestRefusals:
             ("env: here", 1, "`env` in"),
             ("learning_rat: 1.0e-5", 2, "unknown key 'learning_rat'. Did you mean 'learning_rate'?"),
             ("max_steps: 1.5", 2, "`max_steps` must be a whole number, got 1.5"),
-            ("max_steps: many", 2, "invalid int value: 'many'"),
+            ("seed: many", 2, "invalid int value: 'many'"),
             ("learning_rate: [1, 2]", 2, "`learning_rate` must be a number, got [1, 2]"),
             ("objective: kl", 2, "`objective` must be one of auto, chunk_rkl"),
             ("save_strategy: no", 2, "`save_strategy` must be text (YAML reads a bare no"),

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.training.tiny_models import PROMPTS
+from trl_xtok.training.script import resolve, student_quantization
 from trl_xtok.training.script_arguments import GKDParser
 from trl_xtok.training.script_data import load_datasets
 
@@ -61,24 +62,34 @@ def test_there_is_nothing_to_resume(trl_xtok, base):
     assert "There is no checkpoint to go on from" in err
 
 
-def test_a_four_bit_student_with_a_four_bit_teacher(trl_xtok, base, tmp_path):
-    """Both flags, each for its own model."""
-    argv = ["--use_peft", "--load_in_4bit", "--load_teacher_in_4bit", "--max_steps", "1"]
-    status, _, err = trl_xtok("gkd", *base, *argv)
-    assert status == 0, err
-    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+def test_flags_of_either_model_are_its_own(base):
+    """A 4-bit student in half precision, a 4-bit teacher in its own."""
+    argv = ["--use_peft", "--load_in_4bit", "--load_teacher_in_4bit", "--dtype", "bfloat16", "--lora_r", "4"]
+    arguments = GKDParser("gkd").read(
+        [*base, *argv, "--attn_implementation", "eager", "--resume_from_checkpoint", "x"]
+    )
+    resolve(arguments)
+    loading = {"revision": "main", "trust_remote_code": False, "dtype": "bfloat16", "attn_implementation": "eager"}
+    assert arguments.training.model_init_kwargs == loading
+    assert arguments.training.teacher_model_init_kwargs is None
+    assert arguments.training.resume_from_checkpoint == "x"
+    quantization = student_quantization(arguments.model)
+    assert (quantization.load_in_4bit, quantization.bnb_4bit_compute_dtype) == (True, torch.bfloat16)
 
 
-def test_two_processes(base, tmp_path):
-    """Started by Accelerate, over gloo; what both of them wrote is in the log of the first."""
+def test_two_processes(base, tmp_path, student_path):
+    """Started by Accelerate, over gloo; what both of them wrote is in the log of the first. All weights train."""
     argv = [*base, "--log_completions", "--max_steps", "1", "--multi_gpu", "--num_processes", "2"]
+    argv += ["--learning_rate", "1e-2"]
     command = [sys.executable, "-m", "trl_xtok.cli", "gkd", *argv, "--main_process_port", "0"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     run = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.count("Training completed.") == 1
     assert len(pd.read_parquet(tmp_path / "out/completions/completions_00001.parquet")) == 4
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (student_path, tmp_path / "out"))
+    moved = [not torch.equal(old, new) for old, new in zip(before.parameters(), after.parameters(), strict=True)]
+    assert any(moved)
 
 
 class TestDatasets:
@@ -122,11 +133,3 @@ class TestDatasets:
         status, _, err = trl_xtok("gkd", *base, "--dataset_name", tmp_path / "prompts.docx")
         assert status == 1
         assert "is of a kind that is not read here" in err
-
-
-def test_weights_move(trl_xtok, base, tmp_path, student_path):
-    status, _, err = trl_xtok("gkd", *base, "--learning_rate", "1e-2")
-    assert status == 0, err
-    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (student_path, tmp_path / "out"))
-    moved = [not torch.equal(old, new) for old, new in zip(before.parameters(), after.parameters(), strict=True)]
-    assert any(moved)

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 import trl_xtok
 from tests import chat_templates, real_tokenizers
+from tests.training.runs import PACKABLE
 from tests.training.tiny_models import save, tiny_model
 from trl_xtok.cli import demo_models
 from trl_xtok.training.script_arguments import GKDParser
@@ -52,7 +53,7 @@ def stand_in(tmp_path_factory):
         tokenizer, template = FAMILIES[family]
         tokenizer = tokenizer()
         folder = tmp_path_factory.mktemp("model")
-        model = tiny_model("llama", len(tokenizer), hidden_size=64, head_dim=32, max_position_embeddings=4096)
+        model = tiny_model("llama", len(tokenizer), max_position_embeddings=4096, **PACKABLE)
         path = save(model, tokenizer, folder)
         if (text := template()) is not None:
             (folder / "chat_template.jinja").write_text(text)

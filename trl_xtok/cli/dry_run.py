@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import XTokError
+
 
 if TYPE_CHECKING:
     from ..training.dry_run import CheckedRun
@@ -20,7 +22,10 @@ def dry_run(arguments: "Arguments") -> None:
     Raises:
         XTokError: Whatever the trainer would refuse.
     """
-    from ..training.dry_run import changed_arguments, check_run
+    from ..alignment.audit import audit_tokenizers
+    from ..alignment.audit_table import print_audit
+    from ..planning.plan_table import print_plan
+    from ..training.dry_run import changed_arguments, check_run, plan_run
 
     run = check_run(arguments)
     console = Console()
@@ -29,6 +34,20 @@ def dry_run(arguments: "Arguments") -> None:
     console.print(Text(written), soft_wrap=True)
     console.rule("Run")
     console.print(_summary(run))
+    console.rule("Tokenizers")
+    audit = audit_tokenizers(
+        run.student_tokenizer,
+        run.teacher_tokenizer,
+        teacher_chat_template=run.teacher_chat_template,
+        min_coverage=arguments.training.min_coverage,
+    )
+    print_audit(audit, console)
+    console.rule("Memory")
+    try:
+        print_plan(plan_run(run, audit.total.teacher_ratio), console)
+    except XTokError as error:
+        # The run may well be possible.
+        console.print(Text(f"Not known: {error}"))
     console.print("All checks that need no weights have passed. Nothing was trained (--dry_run).")
 
 

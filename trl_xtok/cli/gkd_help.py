@@ -46,6 +46,22 @@ _GROUPS = {
     """,
     "Logs": "num_completions_to_print log_unique_prompts run_name logging_strategy logging_first_step disable_tqdm",
 }
+# In the words of this command, where TRL's say less.
+_SAID = {
+    "model_name_or_path": "The student: a name on the Hub, or the path of a folder.",
+    "teacher_model_name_or_path": "The teacher: a name on the Hub, or the path of a folder or an adapter.",
+    "dataset_name": "A name on the Hub, a folder, or a file (JSON, Parquet, CSV, text).",
+    "dataset_train_split": "Split to train on, or a part of it such as `train[:1000]`.",
+    "dataset_test_split": "Split to evaluate on, if `eval_strategy` says when.",
+    "datasets": "Several datasets, as a list in the configuration file.",
+    "output_dir": "Folder for the student and its checkpoints.",
+    "use_peft": "Train a LoRA adapter instead of all weights.",
+    "load_in_4bit": "Load the student in 4 bits. Needs `use_peft`.",
+    "load_in_8bit": "Load the student in 8 bits. Needs `use_peft`.",
+    "dtype": "Precision of the student's weights.",
+    "attn_implementation": "Attention of the student; that of the teacher is in `teacher_model_init_kwargs`.",
+    "resume_from_checkpoint": "Folder of a checkpoint, or `true` for the last complete one in `output_dir`.",
+}
 _REST = "Training arguments of Transformers"
 # Refused at any value but the default, by their dataclass, the trainer or the command.
 _HIDDEN = {
@@ -82,7 +98,8 @@ def _group(title: str, actions: Iterable[argparse.Action], width: int) -> str:
 
 def _entry(action: argparse.Action, width: int) -> str:
     # The first sentence; the whole docstring is in the documentation.
-    text = re.split(r"(?<=[^.]\.)\s+(?=[A-Z`])", " ".join((action.help or "").replace("%%", "%").split()))[0]
+    first = re.split(r"(?<=[^.]\.)\s+(?=[A-Z`])", " ".join((action.help or "").replace("%%", "%").split()))[0]
+    text = _SAID.get(action.dest, first)
     known = "" if action.default in (None, "", argparse.SUPPRESS, []) else f" (default: {action.default})"
     return "\n".join([
         f"  {action.option_strings[0]}{_value(action)}",

@@ -66,6 +66,7 @@ class WeightlessModel:
     Args:
         spec: The model.
         autocast: Dtype of autocast around its forward, if there is one.
+        trains: Whether it, or its adapter, is trained.
 
     Attributes:
         frozen: Bytes of weights that are not trained.
@@ -76,10 +77,10 @@ class WeightlessModel:
         ModelError: If it cannot be built.
     """
 
-    def __init__(self, spec: ModelSpec, autocast: torch.dtype | None = None):
+    def __init__(self, spec: ModelSpec, autocast: torch.dtype | None = None, *, trains: bool = True):
         self._autocast = autocast
         self._fake, self._memory = FakeTensorMode(), LiveMemory()
-        self._model = build(spec)
+        self._model = build(spec) if trains else build(spec).requires_grad_(False)
         self._lm = causal_lm(self._model)
         with self._fake, self._memory:
             place(self._model)
@@ -127,10 +128,12 @@ class WeightlessModel:
             base = self._memory.live
             self._memory.start()
             for _ in range(min(passes, 2)):
+                waiting: list[Tensor] = []
                 with self._precision():
                     states = self._states(walk)
                     head = self._lm.get_output_embeddings().weight
-                    loss = _BlockLoss.apply(states, head, self._memory, walk).sum()
+                    is_tied = head is self._lm.get_input_embeddings().weight
+                    loss = _BlockLoss.apply(states, head, self._memory, walk, waiting if is_tied else None).sum()
                 del states
                 loss.backward()
                 del loss
@@ -183,12 +186,18 @@ class WeightlessModel:
 
 
 class _BlockLoss(torch.autograd.Function):
-    """Stands for a loss that holds blocks of logits, and keeps what the losses of this package keep."""
+    """Stands for a loss that holds blocks of logits, and keeps what the losses of this package keep.
+
+    The gradient of a head that is the embedding, too, waits for the other one, to which it is added in place. Autograd
+    would not do so with tensors without content, so it is put into `waiting` instead.
+    """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, head: Tensor, memory: LiveMemory, walk: Walk) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, head: Tensor, memory: LiveMemory, walk: Walk, waiting: list[Tensor] | None
+    ) -> Tensor:
         ctx.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
-        ctx.memory, ctx.walk, ctx.trains = memory, walk, head.requires_grad
+        ctx.memory, ctx.walk, ctx.trains, ctx.waiting = memory, walk, head.requires_grad, waiting
         weight = head.to(ctx.dtype)
         directions = None if ctx.trains else torch.zeros_like(states, dtype=torch.float32)
         _hold(memory, "loss blocks", walk.block_bytes, weight)
@@ -204,7 +213,10 @@ class _BlockLoss(torch.autograd.Function):
             grad_head = torch.zeros_like(head, dtype=torch.float32)
             _hold(ctx.memory, "loss blocks", ctx.walk.block_bytes, head.to(ctx.dtype))
             grad_head = grad_head.to(head.dtype)
-        return grad_states, grad_head, None, None
+            if ctx.waiting is not None:
+                ctx.waiting.append(grad_head)
+                grad_head = None
+        return grad_states, grad_head, None, None, None
 
 
 def _hold(memory: LiveMemory, name: str, size: int, beside: Tensor) -> None:

@@ -107,7 +107,7 @@ def plan_memory(run: RunSpec, gpus: Sequence[GPU] = tuple(GPUS.values())) -> Mem
     Raises:
         ModelError: If a model cannot be walked through, as those whose layers choose experts by values.
     """
-    student, teacher = WeightlessModel(run.student, run.autocast), WeightlessModel(run.teacher)
+    student, teacher = WeightlessModel(run.student, run.autocast), WeightlessModel(run.teacher, trains=False)
     support: dict[int, dict[str, dict[str, int]]] = {}
     for size in {run.per_device_train_batch_size, *(_SUPPORT if gpus else ())}:
         support[size] = _phases(replace(run, per_device_train_batch_size=size), student, teacher)

@@ -7,10 +7,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import get_peft_config
 
 from ..alignment.aligner import TokenizerAligner
+from ..planning.gpus import GPUS
+from ..planning.plan import MemoryPlan
 from . import loading, setup
 from .config import CrossTokenizerGKDConfig
 from .config_checks import ObjectiveName
 from .dataset_checks import prepare_datasets
+from .memory import plan_for_training
 from .objective import choose_objective
 from .script import resolve, student_quantization
 from .script_arguments import Arguments
@@ -32,6 +35,7 @@ class CheckedRun:
         teacher_tokenizer: The teacher's.
         student_config: The student's.
         teacher_config: The teacher's.
+        teacher_chat_template: The teacher's template, if it is not that of its tokenizer.
         train_dataset: As the trainer would have it.
         eval_dataset: The same; `None` if there is no evaluation.
     """
@@ -42,6 +46,7 @@ class CheckedRun:
     teacher_tokenizer: PreTrainedTokenizerBase
     student_config: PreTrainedConfig
     teacher_config: PreTrainedConfig
+    teacher_chat_template: str | None
     train_dataset: Any
     eval_dataset: Any
 
@@ -66,7 +71,30 @@ def check_run(arguments: Arguments) -> CheckedRun:
     collator = setup.make_collator(*tokenizers, *configs, args)
     datasets = prepare_datasets(*load_datasets(arguments), collator, args, None)
     objective = choose_objective(args, TokenizerAligner(*tokenizers))
-    return CheckedRun(arguments, objective, *tokenizers, *configs, *datasets)
+    return CheckedRun(arguments, objective, *tokenizers, *configs, collator.teacher_chat_template, *datasets)
+
+
+def plan_run(run: CheckedRun, teacher_ratio: float) -> MemoryPlan:
+    """The memory that the run needs on each device, and without a GPU nothing about cards.
+
+    Args:
+        run: The run.
+        teacher_ratio: Teacher tokens for each student token.
+
+    Raises:
+        ConfigError: If a setting has no known memory.
+        ModelError: If the memory of one of the models is not known.
+    """
+    args, model = run.arguments.training, run.arguments.model
+    return plan_for_training(
+        args,
+        run.student_config,
+        run.teacher_config,
+        peft_config=get_peft_config(model),
+        quantization_config=student_quantization(model),
+        teacher_ratio=teacher_ratio,
+        gpus=() if args.use_cpu else tuple(GPUS.values()),
+    )
 
 
 def changed_arguments(arguments: Arguments) -> dict[str, Any]:

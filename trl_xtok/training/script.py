@@ -37,6 +37,7 @@ def make_trainer(arguments: Arguments) -> CrossTokenizerGKDTrainer:
         XTokError: Whatever the trainer refuses, and datasets that cannot be loaded.
     """
     resolve(arguments)
+    quantization_config = student_quantization(arguments.model)
     train_dataset, eval_dataset = load_datasets(arguments)
     return CrossTokenizerGKDTrainer(
         model=arguments.model.model_name_or_path,
@@ -44,7 +45,7 @@ def make_trainer(arguments: Arguments) -> CrossTokenizerGKDTrainer:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(arguments.model),
-        quantization_config=student_quantization(arguments.model),
+        quantization_config=quantization_config,
     )
 
 

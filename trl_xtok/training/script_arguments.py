@@ -138,10 +138,10 @@ def _fits(action: argparse.Action, value: Any) -> bool:
 
 
 def _expected(action: argparse.Action) -> str:
-    if action.choices:
-        return f"one of {', '.join(map(str, action.choices))}"
     if action.dest.endswith("_strategy"):
         return "text (YAML reads a bare no, off, yes or on as a truth value, so put it in quotes)"
+    if action.choices:
+        return f"one of {', '.join(map(str, action.choices))}"
     return {"int": "a whole number", "float": "a number"}.get(_type_name(action), "one value")
 
 
