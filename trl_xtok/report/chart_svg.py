@@ -54,8 +54,7 @@ def chart_svg(chart: Chart) -> Markup:
     steps = [step for one in series for step, _ in one.finite]
     values = [value for one in series for _, value in one.finite]
     x = _axis(min(steps), max(steps), _LEFT, WIDTH - _RIGHT, whole=True)
-    low = min(0.0, *values) if chart.stacked else min(values)
-    y = _axis(low, max(values), HEIGHT - _BOTTOM, _TOP)
+    y = _axis(*_range(chart, values), HEIGHT - _BOTTOM, _TOP)
     lines = []
     floor: Series | None = None
     for one in series:
@@ -112,13 +111,21 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     return [round(index * step, digits) + 0.0 for index in range(first, last + 1)]
 
 
+def _range(chart: Chart, values: Sequence[float]) -> tuple[float, float]:
+    """The lowest and the highest value that the chart has room for."""
+    low, high = min(values), max(values)
+    if chart.stacked:
+        low = min(low, 0.0)
+    if high - low > 1e-9 * max(abs(low), abs(high)):
+        return low, high
+    # One value alone has nothing to be compared with but zero, or the whole.
+    whole = 1.0 if chart.unit.startswith("share") else 2 * high or 1.0
+    return min(0.0, whole), max(0.0, whole)
+
+
 def _axis(low: float, high: float, start: float, end: float, *, whole: bool = False) -> Axis:
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-12):
-        # One value alone stands in the middle.
-        margin = 1.0 if whole else abs(low) * 0.5 or 1.0
-        low, high = low - margin, high + margin
-        if whole:
-            return Axis(low, high, start, end, [round(low + margin)])
+    if whole and low == high:
+        return Axis(low - 1, high + 1, start, end, [low])
     marks = ticks(low, high, whole=whole)
     if whole:
         # Steps end where the run ends.

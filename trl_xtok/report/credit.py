@@ -148,7 +148,8 @@ def credited(kind: str, step: int, row: Mapping[str, Any]) -> Credited:
 def scale_of(values: Sequence[float]) -> Scale:
     """A scale that one extreme value does not wash out: its end is the value that one in twenty exceeds."""
     sizes = sorted(abs(value) for value in values)
-    return Scale(max(sizes[math.ceil(0.95 * len(sizes)) - 1] if sizes else 0.0, 1e-6))
+    limit = sizes[math.ceil(0.95 * len(sizes)) - 1] if sizes else 0.0
+    return Scale(float(f"{max(limit, 1e-6):.2g}"))
 
 
 def _stretches(

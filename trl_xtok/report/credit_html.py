@@ -29,8 +29,7 @@ def credit_html(completions: Sequence[Credited]) -> Markup:
         template("credit.html").render(
             pictures=pictures,
             has_advantages=bool(advantages),
-            advantage_limit=number(scales["advantage"].limit) if scales["advantage"] else "",
-            ratio_limit=number(scales["ratio"].limit) if scales["ratio"] else "",
+            limits={name: number(scale.limit) if scale else "" for name, scale in scales.items()},
             levels=range(-4, 5),
             classes=_class,
         )

@@ -83,8 +83,6 @@ def _model(facts: dict[str, Any]) -> str:
         parts.append(f"{size / 1e6:,.0f} M parameters")
         if isinstance(trained, int) and 0 < trained < size:
             parts.append(f"{trained / 1e6:,.1f} M of them trained")
-    if dtype := facts.get("dtype"):
-        parts.append(str(dtype))
     return visible_text(", ".join(parts))
 
 

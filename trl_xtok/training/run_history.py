@@ -34,6 +34,8 @@ _ALWAYS = (
     "num_train_epochs",
     "seed",
 )
+# Told elsewhere, or set by the parents to the same in every run.
+_NEVER = ("objective", "output_dir", "accelerator_config", "remove_unused_columns")
 _PACKAGES = ("trl", "transformers", "torch", "peft", "accelerate", "tokenizers")
 
 
@@ -115,7 +117,6 @@ def _describe(model: PreTrainedModel) -> dict[str, Any]:
         "architecture": model.config.model_type,
         "parameters": model.num_parameters(),
         "trained": model.num_parameters(only_trainable=True),
-        "dtype": str(model.dtype).removeprefix("torch."),
     }
 
 
@@ -125,14 +126,14 @@ def _settings(args: CrossTokenizerGKDConfig) -> dict[str, Any]:
         field.name: field.default if field.default_factory is MISSING else field.default_factory()
         for field in fields(args)
     }
-    # Tokens are masked there.
     values = args.to_dict()
-    told = [*_ALWAYS, *(name for name in sorted(defaults) if name not in (*_ALWAYS, "objective", "output_dir"))]
-    return {
-        name: _published(values[name])
-        for name in told
-        if name in _ALWAYS or values.get(name) not in (None, defaults[name])
-    }
+    others = [
+        name
+        for name in sorted(defaults)
+        if name not in (*_ALWAYS, *_NEVER) and values[name] not in (None, [], {}, defaults[name])
+    ]
+    # What is called a token is masked, also where it is one of the vocabulary.
+    return {name: _published(values[name]) for name in (*_ALWAYS, *others) if not name.endswith("_token")}
 
 
 def _published(value: Any) -> Any:
