@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
@@ -39,7 +40,10 @@ def run(folder: Path, settings: Mapping[str, str] | None = None, *, timeout: int
         place = [index for index, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
         cell = nbformat.v4.new_code_cell("\n".join(f"{name} = {value}" for name, value in settings.items()))
         notebook.cells.insert(place[0] + 1, cell)
-    return NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(folder)}}).execute()
+    # Over files that only this user can read, not over TCP.
+    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
+    client = NotebookClient(notebook, km=kernel, timeout=timeout, resources={"metadata": {"path": str(folder)}})
+    return client.execute()
 
 
 def page(notebook: NotebookNode) -> str:
