@@ -107,7 +107,8 @@ def test_messages_are_shown_as_the_student_read_them(build, tmp_path):
 def test_one_file_per_log_holds_the_last_step_before_it(build, tmp_path, capsys):
     trainer = build(max_steps=5, logging_steps=2)
     trainer.train()
-    assert files(tmp_path) == [f"completions_0000{step}.parquet" for step in (2, 4, 5)]
+    kinds = ("chunks", "completions")
+    assert files(tmp_path) == [f"{kind}_0000{step}.parquet" for kind in kinds for step in (2, 4, 5)]
     assert read(tmp_path, "completions_00004.parquet").shape == (2, len(COLUMNS))
     printed = capsys.readouterr().out
     assert [printed.count(f" Step {step} ") for step in (1, 2, 3, 4, 5)] == [0, 1, 0, 1, 1]
@@ -145,7 +146,7 @@ def test_completions_of_evaluations_have_their_own_files(build, tmp_path, capsys
     sets = {"a": prompt_dataset(PROMPTS[:3]), "b": prompt_dataset(PROMPTS)}
     trainer = build(arguments={"eval_dataset": sets}, eval_strategy="steps", eval_steps=1)
     trainer.train()
-    names = ["completions", "eval_a_completions", "eval_b_completions"]
+    names = [f"{prefix}{kind}" for prefix in ("", "eval_a_", "eval_b_") for kind in ("chunks", "completions")]
     assert files(tmp_path) == [f"{name}_00001.parquet" for name in names]
     # In the order of the dataset, the last and smaller batch too.
     assert read(tmp_path, "eval_a_completions_00001.parquet")["prompt"].tolist() == PROMPTS[:3]

@@ -15,13 +15,9 @@ from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator
 from .dataset_checks import prepare_evaluation
 from .metrics import Mode
-from .rollouts import sampling_seed
+from .rollouts import evaluation_seed
 from .run_log import RunLog
 from .setup import refuse_nothing_written
-
-
-# Keeps evaluation from drawing what some training step draws.
-_EVALUATION = 1_000_003
 
 
 class EvaluatingGKDTrainer(ResumableGKDTrainer):
@@ -106,8 +102,7 @@ class EvaluatingGKDTrainer(ResumableGKDTrainer):
         """Score completions for the prompts of one evaluation batch."""
         inputs = self._prepare_inputs(inputs)
         self._eval_batches += 1
-        numbers = (self.args.seed, _EVALUATION + self._eval_batches, self.args.process_index)
-        with torch.no_grad(), sampling_seed(*numbers, device=self.args.device):
+        with torch.no_grad(), evaluation_seed(self.args, self._eval_batches):
             batches, trained = self._score_window([inputs], "eval", self._rows_that_count(inputs))
             loss = self.compute_loss(model, batches[0], num_items_in_batch=trained)
         # That of all ranks: the parent weighs each rank's by its rows, which says nothing of its tokens.

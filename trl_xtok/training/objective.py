@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..alignment.aligner import TokenizerAligner
 from ..errors import ConfigError
 from ..objectives import LMHead, chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
-from .advantages import credit_tokens
+from .advantages import Credited, credit_tokens
 from .best_metric import refuse_loss
 from .config import CrossTokenizerGKDConfig
 from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unread
@@ -132,8 +132,8 @@ def student_scores(
 
 def token_losses(
     scores: StudentScores, batch: MicroBatch, objective: Objective, args: CrossTokenizerGKDConfig
-) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor | float]]:
-    """The loss of each completion token, and the sums that `RunMetrics` takes.
+) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor | float], Credited | None]:
+    """The loss of each completion token, the sums that `RunMetrics` takes, and the advantages if there are any.
 
     Tokens that are neither compared nor scored nor charged get 0. The divergence of two distributions stands on the
     first token of the chunk that begins there. What the student did not write is compared and imitated; credit, which
@@ -145,7 +145,7 @@ def token_losses(
         objective: What is minimised.
         args: The training arguments.
     """
-    clipped = torch.zeros_like(batch.charged)
+    credited, clipped = None, torch.zeros_like(batch.charged)
     if objective.name == "chunk_jsd":
         teacher, options = batch.teacher_logps, {"beta": args.beta, "temperature": args.chunk_temperature}
         losses = chunk_jsd(scores.logps, teacher, batch.chunks, **options)
@@ -165,7 +165,7 @@ def token_losses(
         divergences = scores.compared.divergences.to(losses.dtype)
         losses = losses.index_add(0, batch.starts.tokens, divergences)
         sums |= {"divergence": divergences.detach().sum(), "compared": float(len(divergences))}
-    return losses, sums
+    return losses, sums, credited
 
 
 class ChunkLogRatios(NamedTuple):

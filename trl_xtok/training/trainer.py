@@ -34,6 +34,7 @@ from .model_card import PAPER, add_teacher
 from .objective import choose_objective, make_objective, student_scores, token_losses
 from .off_policy import TeacherWriter, is_on_policy, read_completions
 from .rollouts import generate_completions, sampling_seed
+from .run_history import RunHistory
 from .run_log import RunLog
 from .scoring import causal_lm, check_head, completion_logps
 from .segmentation import add_canonical_paths
@@ -82,10 +83,12 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
             Callbacks to use during training.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and learning rate scheduler.
-        preprocess_logits_for_metrics, formatting_func:
-            Refused: this trainer builds neither logits nor text rows.
+        preprocess_logits_for_metrics (`Callable`, *optional*):
+            Refused: this trainer builds no logits.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train instead of the whole student, for example `LoraConfig()`.
+        formatting_func (`Callable`, *optional*):
+            Refused: this trainer builds no rows of text.
         teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the teacher. `None` takes the one that belongs to the teacher.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
@@ -155,7 +158,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
                 eval_dataset=eval_dataset,
                 processing_class=tokenizer,
                 compute_metrics=compute_metrics,
-                callbacks=callbacks,
+                callbacks=[*(callbacks or ()), RunHistory(self)],
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
@@ -169,7 +172,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         self.teacher_model = self.teacher.model
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._written = TeacherWriter(self.teacher, collator, args) if args.seq_kd else read_completions
-        self._run_log = RunLog(tokenizer, args, self.accelerator)
+        self._run_log = RunLog(tokenizer, teacher_tokenizer, args, self.accelerator)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
 
@@ -251,10 +254,10 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         batch: MicroBatch = inputs["micro_batch"]
         student = self.accelerator.unwrap_model(model)
         scores = call_through_wrapper(model, student, self._student_scores, student, batch)
-        losses, sums = token_losses(scores, batch, self.objective, self.args)
+        losses, sums, credited = token_losses(scores, batch, self.objective, self.args)
         # DDP averages over the ranks; the normalizer counts the tokens of all of them.
         loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
-        self._run_log.add(batch, scores.logps, sums | {"loss": loss.detach()}, self._mode_of(batch))
+        self._run_log.add(batch, scores.logps, credited, sums | {"loss": loss.detach()}, self._mode_of(batch))
         return (loss, None) if return_outputs else loss
 
     def _mode_of(self, batch: MicroBatch) -> Mode:
