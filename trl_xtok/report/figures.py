@@ -11,7 +11,7 @@ from .credit import Chunk, Credited, Scale, Token, credited_completions, scale_o
 from .curves import Chart, charts
 from .page import visible_token
 from .run import Run
-from .words import kind_name
+from .words import kind_name, number
 
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _curve(chart: Chart) -> "Figure":
     axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", alpha=0.3)
     if len(chart.series) > 1:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     return figure
 
 
@@ -142,6 +142,8 @@ def _chunks(completion: Credited, scale: Scale) -> "Figure":
     axes.set_ylim(_ROW * len(lines), -0.9)
     axes.axis("off")
     title = f"Step {completion.step}, {kind_name(completion.kind)}: student above, teacher below"
+    if any(token.advantage is not None for chunk in completion.chunks for token in chunk.student):
+        title += f"; advantage from {number(-scale.limit)} (orange) to +{number(scale.limit)} nats (blue)"
     axes.text(0, -0.4, title, fontsize=8, color="#444444")
     for index, line in enumerate(lines):
         left = 0.0
