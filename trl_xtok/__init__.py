@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .alignment.aligner import Alignment, TokenizerAligner
+    from .alignment.audit import TokenizerAudit, audit_tokenizers
     from .training.config import CrossTokenizerGKDConfig
     from .training.trainer import CrossTokenizerGKDTrainer
 
@@ -17,9 +18,18 @@ _MODULE_OF = {
     "CrossTokenizerGKDConfig": "training.config",
     "CrossTokenizerGKDTrainer": "training.trainer",
     "TokenizerAligner": "alignment.aligner",
+    "TokenizerAudit": "alignment.audit",
+    "audit_tokenizers": "alignment.audit",
 }
 
-__all__ = ["Alignment", "CrossTokenizerGKDConfig", "CrossTokenizerGKDTrainer", "TokenizerAligner"]
+__all__ = [
+    "Alignment",
+    "CrossTokenizerGKDConfig",
+    "CrossTokenizerGKDTrainer",
+    "TokenizerAligner",
+    "TokenizerAudit",
+    "audit_tokenizers",
+]
 
 
 def __getattr__(name: str) -> Any:

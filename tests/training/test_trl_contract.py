@@ -277,3 +277,15 @@ def test_the_conversation_test_of_trl_reads_a_prompt_column():
 def test_nulls_are_removed_from_whatever_is_nested():
     row = {"a": None, "b": [{"c": None, "d": 1}, None], "e": {"f": None}, "g": ""}
     assert trl_compat.remove_none_values(row) == {"b": [{"d": 1}, None], "e": {}, "g": ""}
+
+
+def test_names_of_accelerate_configurations_become_paths(tmp_path):
+    resolve = trl_compat.resolve_accelerate_config_argument
+    name, path, *rest = resolve(["--num_processes", "2", "--accelerate_config", "multi_gpu"])
+    assert (name, rest) == ("--config_file", ["--num_processes", "2"])
+    assert path.endswith("multi_gpu.yaml")
+    own = tmp_path / "own.yaml"
+    own.touch()
+    assert resolve(["--accelerate_config", str(own)]) == ["--config_file", str(own)]
+    with pytest.raises(ValueError, match="neither a file nor a valid config"):
+        resolve(["--accelerate_config", "nope"])

@@ -146,6 +146,15 @@ class TokenizerAligner:
                     pairs[index] = student_ids[index]
         return _align(pieces, pairs, [None] * len(pieces), self._student, finished)
 
+    def student_ids(self, text: str) -> list[int]:
+        """The student's own tokens for a text that goes on where other text ended.
+
+        Special strings in it stay text. What the student cannot spell is left out.
+        """
+        spelling = Spelling()
+        self._student.spell(text.encode(), spelling)
+        return [token_id for token_id in spelling.ids if token_id is not None]
+
     def without_start(self, student_ids: Sequence[int], start: str) -> list[int]:
         """The ids without a text that they begin with; what is left of the token in which it ends is encoded anew.
 

@@ -71,10 +71,10 @@ def prompt_ids(
         _check_conversation(prompt)
         text = _render_prompt(tokenizer, prompt, chat_template, dict(chat_template_kwargs or {}), tools)
     ids = encode(tokenizer, text)
-    leading_ids = _leading_ids(tokenizer)
+    leading = leading_ids(tokenizer)
     # Template files are apt to start with a line break, so a BOS after white space counts as well.
-    if encode(tokenizer, text.lstrip())[: len(leading_ids)] != leading_ids:
-        ids = leading_ids + ids
+    if encode(tokenizer, text.lstrip())[: len(leading)] != leading:
+        ids = leading + ids
     if not ids:
         raise DataError(
             f"The prompt {prompt!r} has no tokens and {_name(tokenizer)} puts none before a text, so the model has "
@@ -251,7 +251,7 @@ def render(
     return cast(str, text)
 
 
-def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that the tokenizer puts before every text: usually BOS, or nothing."""
     bare = encode(tokenizer, PROBE)
     wrapped = encode(tokenizer, PROBE, add_special_tokens=True)

@@ -1,15 +1,144 @@
-"""`trl-xtok gkd`: train from the command line."""
+"""`trl-xtok gkd`: train from the command line, on one device or on several through Accelerate.
+
+Arguments that neither the training nor the models know are Accelerate's, as in `trl`. One process trains right here;
+for more, Accelerate starts this command again in each of them.
+"""
 
 import argparse
+import os
+import subprocess
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
+
+from ..errors import ConfigError
+from .config_file import read_config_file
+
+
+PROG = "trl-xtok gkd"
+# What Accelerate or torchrun have set where they started this process.
+_SET_BY_LAUNCHERS = {"ACCELERATE_DYNAMO_BACKEND", "LOCAL_RANK"}
+_SCRIPT = "a script"
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to the parser of `trl-xtok`."""
+    """Add the command to the parser of `trl-xtok`, without its arguments."""
     parser = commands.add_parser("gkd", help="distil a teacher into a student", add_help=False)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train."""
-    raise NotImplementedError
+    """Train with the arguments in `args.raw`, or show the help."""
+    argv, config = read_config_file(args.raw)
+    # Before torch and the Hub are imported, which read some of them only then.
+    os.environ.update({name: str(value) for name, value in config.get("env", {}).items()})
+    from ..training.script_arguments import GKDParser
+
+    parser = GKDParser(PROG)
+    if {"-h", "--help"} & {*argv}:
+        from .gkd_help import help_page
+
+        print(help_page(parser))
+        return 0
+    arguments = parser.read(argv)
+    launch = _Launch(parser, arguments.unknown_in_config, arguments.unknown)
+    if arguments.script.dry_run:
+        from .dry_run import dry_run
+
+        dry_run(arguments)
+        return 0
+    if launch.is_needed():
+        return launch.start(argv)
+    from ..training.script import train
+
+    train(arguments)
+    return 0
+
+
+class _Launch:
+    """How Accelerate is to start the training.
+
+    Args:
+        parser: Knows all other arguments.
+        in_config: What it did not know of the configuration file, as arguments.
+        given: What it did not know of the command line.
+    """
+
+    def __init__(self, parser: Any, in_config: Sequence[str], given: Sequence[str]):
+        from accelerate.commands.launch import launch_command_parser
+
+        from ..training.trl_compat import resolve_accelerate_config_argument
+
+        self._launcher = launch_command_parser()
+        # Its usage is longer than a screen.
+        self._launcher.exit_on_error = False
+        self._parser = parser
+        try:
+            of_config, of_command = map(resolve_accelerate_config_argument, (_without_true(in_config), [*given]))
+        except ValueError as error:
+            parser.error(f"{error} Of its names, single_gpu and multi_gpu can be used here.")
+        self._check(of_config, "configuration file: unknown key", "")
+        self._check(of_command, "unknown argument", "--")
+        self.args = [*of_config, *of_command]
+
+    def _check(self, args: Sequence[str], what: str, prefix: str) -> None:
+        """Leave if Accelerate does not know all of these either."""
+        try:
+            parsed, unknown = self._launcher.parse_known_args([*args, _SCRIPT])
+        except argparse.ArgumentError as error:
+            self._parser.error(str(error))
+        if not unknown and parsed.training_script == _SCRIPT:
+            return
+        name = (unknown or [parsed.training_script])[0].partition("=")[0]
+        flags = [*self._parser.flags(), "--config", "--accelerate_config", *(f"--{known}" for known in vars(parsed))]
+        if close := get_close_matches(name.replace("-", "_").replace("__", "--", 1), flags, n=1):
+            hint = f" Did you mean {prefix + close[0].removeprefix('--')!r}?"
+        else:
+            hint = " A value without a flag; a configuration file is `--config FILE`." if not unknown else ""
+        self._parser.error(f"{what} {name.removeprefix('--' if not prefix else '')!r}.{hint}")
+
+    def is_needed(self) -> bool:
+        """Whether the training is to run in other processes than this one, which no launcher has started."""
+        if _SET_BY_LAUNCHERS & os.environ.keys():
+            return False
+        from accelerate.commands.config import default_config_file
+        from torch import accelerator
+
+        return bool(self.args) or os.path.isfile(default_config_file) or accelerator.device_count() > 1
+
+    def start(self, argv: Sequence[str]) -> int:
+        """Start the processes and wait for them; the exit status of the first that failed."""
+        from accelerate.commands.launch import launch_command
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        args = self._launcher.parse_args([*self.args, "--module", "trl_xtok.cli", "gkd", *argv])
+        try:
+            _refuse_sharding(args)
+            launch_command(args)
+        except ConfigError:
+            raise
+        except subprocess.CalledProcessError as error:
+            return error.returncode
+        except ChildFailedError as error:
+            return max(error.get_first_failure()[1].exitcode, 1)
+        except ValueError as error:
+            raise ConfigError(f"Accelerate cannot launch the run: {error}") from error
+        return 0
+
+
+def _without_true(args: Sequence[str]) -> list[str]:
+    """The arguments of a configuration file, where switches have a value, as the command line has them."""
+    pairs = zip(args[::2], args[1::2], strict=True)
+    return [part for flag, value in pairs if value != "False" for part in (flag, value) if part != "True"]
+
+
+def _refuse_sharding(args: argparse.Namespace) -> None:
+    """Refuse what the trainer would refuse in each process, after a minute and several times over."""
+    from accelerate.commands.config import load_config_from_file
+
+    from ..training.launch import refuse_launcher
+
+    kind = load_config_from_file(args.config_file).distributed_type.value if args.config_file else ""
+    for name, is_used in {"DeepSpeed": args.use_deepspeed, "FSDP": args.use_fsdp}.items():
+        if is_used or kind == name.upper():
+            refuse_launcher(name)

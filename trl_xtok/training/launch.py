@@ -1,6 +1,7 @@
 """How a run is launched: on one device, or on several with DDP."""
 
 import os
+from typing import NoReturn
 
 from accelerate.utils import parse_flag_from_env
 
@@ -23,12 +24,21 @@ def check_launch(args: CrossTokenizerGKDConfig) -> None:
     }
     for launcher, is_used in sharding.items():
         if is_used:
-            raise ConfigError(
-                f"The run is launched with {launcher}, and this trainer gathers neither parameters nor sequences from "
-                "several devices. Launch it with DDP (`accelerate launch --multi_gpu`) or on one device."
-            )
+            refuse_launcher(launcher)
     if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")).lower() != "no":
         raise ConfigError(
             f"The run is launched with `torch.compile` (ACCELERATE_DYNAMO_BACKEND={backend!r}), but the forward of "
             "this trainer goes past the compiled model. Launch it without `--dynamo_backend`."
         )
+
+
+def refuse_launcher(launcher: str) -> NoReturn:
+    """Refuse a launcher that shards parameters or sequences.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        f"The run is launched with {launcher}, and this trainer gathers neither parameters nor sequences from "
+        "several devices. Launch it with DDP (`accelerate launch --multi_gpu`) or on one device."
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig
+from trl.cli.accelerate_config import resolve_accelerate_config_argument
 from trl.data_utils import is_conversational
 from trl.import_utils import TRLExperimentalWarning
 
@@ -34,6 +35,7 @@ __all__ = [
     "is_conversational",
     "print_prompt_completions_sample",
     "remove_none_values",
+    "resolve_accelerate_config_argument",
     "unwrap_model_for_generation",
 ]
 

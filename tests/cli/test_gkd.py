@@ -1,0 +1,158 @@
+"""`trl-xtok gkd`: its help, its dry run, and what it says to command lines that cannot work."""
+
+import dataclasses
+import re
+
+import pytest
+import yaml
+from transformers import Trainer
+
+from trl_xtok.training.config_checks import ONLY_VALUE
+from trl_xtok.training.script_arguments import GKDParser
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("A trainer was built.")
+
+    monkeypatch.setattr(Trainer, "__init__", fail)
+
+
+class TestHelp:
+    def test_every_argument_is_there_once_but_for_those_that_are_refused(self, trl_xtok):
+        status, out, _ = trl_xtok("gkd", "--help")
+        listed = re.findall(r"^  --(\w+)", out, re.MULTILINE)
+        fields = {field.name for kind in GKDParser("").dataclass_types for field in dataclasses.fields(kind)}
+        assert status == 0
+        assert len(listed) == len({*listed})
+        hidden = fields - {*listed}
+        assert hidden >= {*ONLY_VALUE, "fsdp", "deepspeed"}
+        assert {*listed} - fields == {"config", "accelerate_config"}
+        assert hidden - {*ONLY_VALUE} == {
+            *("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "torch_compile_backend", "torch_compile_mode"),
+            *("do_train", "do_eval", "do_predict", "ignore_bias_buffers", "lora_task_type"),
+        }
+
+    def test_what_is_used_most_comes_first(self, trl_xtok):
+        _, out, _ = trl_xtok("gkd", "-h")
+        order = ["Most used:", "--model_name_or_path", "--teacher_model_name_or_path", "--load_teacher_in_4bit"]
+        order += ["--dry_run", "Objective:", "--objective {auto,chunk_rkl", "Teacher:", "Adapter:", "--adam_beta1"]
+        places = [out.index(f"\n{name}" if name.endswith(":") else f"  {name}") for name in order]
+        assert places == sorted(places)
+
+
+@pytest.mark.usefixtures("no_training")
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("argv", "said"),
+        [
+            (["--learning_rat", "1e-5"], "unknown argument '--learning_rat'. Did you mean '--learning_rate'?"),
+            (["--num_proceses", "2"], "unknown argument '--num_proceses'. Did you mean '--num_processes'?"),
+            (["--qqq"], "unknown argument '--qqq'."),
+            (["run.yaml"], "unknown argument 'run.yaml'. A value without a flag; a configuration file is `--config"),
+            (["--max_steps", "many"], "invalid int value: 'many'"),
+            (["--objective", "kl"], "invalid choice: 'kl' (choose from 'auto', 'chunk_rkl'"),
+            (
+                ["--teacher_chat_template_kwargs", "{enable: 1}"],
+                "_template_kwargs: '{enable: 1}' is not JSON",
+            ),
+            (["--mixed_precision", "int4"], "--mixed-precision: invalid choice: 'int4' (choose from"),
+            (["--accelerate_config", "nope"], "Accelerate config nope is neither a file nor a valid config"),
+        ],
+    )
+    def test_wrong_usage(self, trl_xtok, base, argv, said):
+        status, out, err = trl_xtok("gkd", *base, *argv)
+        assert (status, out) == (2, "")
+        assert said in err
+        assert "`trl-xtok gkd --help` lists all arguments." in err
+        # No usage of two hundred flags.
+        assert len(err.splitlines()) <= 3
+
+    @pytest.mark.parametrize(
+        ("left_out", "said"),
+        [
+            ("--model_name_or_path", "there is no student"),
+            ("--teacher_model_name_or_path", "there is no teacher"),
+            ("--dataset_name", "there is no dataset"),
+        ],
+    )
+    def test_what_a_run_needs(self, trl_xtok, base, left_out, said):
+        place = base.index(left_out)
+        status, _, err = trl_xtok("gkd", *base[:place], *base[place + 2 :])
+        assert status == 2
+        assert said in err
+
+    @pytest.mark.parametrize(
+        ("argv", "said"),
+        [
+            (["--model_name_or_path", "no/such-model"], "The tokenizer of 'no/such-model' cannot be loaded"),
+            (["--teacher_model_name_or_path", "/no/folder"], "The tokenizer of '/no/folder' cannot be loaded"),
+            (["--dataset_name", "no/such-data"], "The dataset 'no/such-data' cannot be loaded"),
+            (["--dataset_train_split", "validation"], "splits train, and none of them is 'validation'"),
+            (["--max_new_tokens", "200"], "leaves no room for a prompt within `max_length=128`"),
+            (["--lora_r", "8"], "`--lora_r 8` has no effect without `--use_peft`"),
+            (["--load_in_4bit"], "`--load_in_4bit` without `--use_peft` leaves nothing to train"),
+            (["--load_in_4bit", "--use_peft", "--dtype", "auto"], "leaves open the precision"),
+            (["--model_init_kwargs", '{"dtype": "float16"}', "--dtype", "bfloat16"], "contradict each other"),
+            (["--packing"], "`packing=True` is not supported"),
+            (["--do_predict"], "`--do_predict True` has no effect"),
+            (["--streaming"], "has no effect without `datasets`"),
+            (["--dataset_streaming", "--max_steps", "-1"], "A stream does not say how long it is"),
+            (["--load_best_model_at_end", "--eval_strategy", "epoch"], "--load_best_model_at_end requires"),
+            (["--accelerate_config", "zero3"], "The run is launched with DeepSpeed"),
+            (["--use_fsdp"], "The run is launched with FSDP"),
+            (["--multi_gpu", "--num_processes", "1"], "You need to use at least 2 processes to use `--multi_gpu`"),
+        ],
+    )
+    def test_input_that_cannot_be_used(self, trl_xtok, base, argv, said):
+        status, _, err = trl_xtok("gkd", *base, *argv)
+        assert status == 1
+        # Progress bars may stand before it, but no traceback.
+        assert "trl-xtok gkd: error: " in err
+        assert "Traceback" not in err
+        assert said in err
+
+    @pytest.mark.parametrize(
+        ("text", "status", "said"),
+        [
+            ("- a\n- b", 1, "must be a YAML mapping"),
+            ("a: [", 1, "is not YAML"),
+            ("env: here", 1, "`env` in"),
+            ("learning_rat: 1.0e-5", 2, "unknown key 'learning_rat'. Did you mean 'learning_rate'?"),
+            ("max_steps: 1.5", 2, "`max_steps` must be a whole number, got 1.5"),
+            ("seed: many", 2, "invalid int value: 'many'"),
+            ("learning_rate: [1, 2]", 2, "`learning_rate` must be a number, got [1, 2]"),
+            ("objective: kl", 2, "`objective` must be one of auto, chunk_rkl"),
+            ("save_strategy: no", 2, "`save_strategy` must be text (YAML reads a bare no"),
+            ("datasets: [{pth: x}]", 1, "unexpected keyword argument 'pth'"),
+        ],
+    )
+    def test_configuration_files(self, trl_xtok, base, tmp_path, text, status, said):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        found, _, err = trl_xtok("gkd", *(() if "datasets" in text else base), f"--config={path}")
+        assert found == status
+        assert said in err
+
+    def test_a_configuration_file_that_is_not_there(self, trl_xtok):
+        assert trl_xtok("gkd", "--config", "nope.yaml").err == (
+            "trl-xtok gkd: error: `--config nope.yaml`: there is no such file. Give the path of a YAML file.\n"
+        )
+        assert "the path of one YAML file, once" in trl_xtok("gkd", "--config").err
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_dry_run_shows_what_would_be_done(trl_xtok, base, tmp_path, student_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("learning_rate: 1.0e-3\nlora_target_modules: [q_proj]\ngradient_accumulation_steps: 4\n")
+    argv = (*base, "--config", path, "--use_peft", "--learning_rate", "3e-4", "--hub_token", "secret")
+    status, out, err = trl_xtok("gkd", *argv, "--dry_run")
+    assert status == 0, err
+    shown = yaml.safe_load(out.split("─\n", 1)[1].split("\n─")[0])
+    assert shown["learning_rate"] == 3e-4
+    assert shown["lora_target_modules"] == "q_proj"
+    assert "secret" not in out
+    for text in ("LoRA of rank 16", "chunk_rkl", "8 rows", "8, each answered with at most 6 tokens", "Nothing was"):
+        assert text in out
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,119 @@
+"""The help of `trl-xtok gkd`: what is used most comes first, and what is refused at any value is left out."""
+
+import argparse
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from ..training.config_checks import DICTIONARIES, ONLY_VALUE
+
+
+_MOST_USED = """
+    model_name_or_path teacher_model_name_or_path dataset_name output_dir use_peft load_teacher_in_4bit load_in_4bit
+    learning_rate max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_new_tokens
+    max_length eval_strategy logging_steps log_completions save_steps report_to resume_from_checkpoint push_to_hub
+    seed dry_run
+"""
+_GROUPS = {
+    "Most used": _MOST_USED,
+    "Objective": """
+        objective beta temperature scoring_temperature lmbda seq_kd credit segmentation advantage_clip
+        advantage_baseline canonical_guard dropped_advantage max_chunk_tokens drop_whitespace one_to_one_only
+        min_coverage chunk_temperature chunk_weight crossentropy_weight
+    """,
+    "Teacher": """
+        teacher_model_revision teacher_model_init_kwargs teacher_quantization_config offload_teacher
+        teacher_chat_template_kwargs teacher_chat_template_path
+    """,
+    "Student": """
+        model_revision dtype attn_implementation load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant
+        bnb_4bit_quant_storage model_init_kwargs trust_remote_code chat_template_path chat_template_kwargs eos_token
+        pad_token disable_dropout
+    """,
+    "Adapter": """
+        lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save use_rslora
+        use_dora
+    """,
+    "Data": """
+        dataset_config dataset_train_split dataset_test_split dataset_streaming datasets streaming test_split_size
+        assistant_turns dataset_text_field
+    """,
+    "Rollouts and memory": """
+        max_completion_length generation_batch_size block_size loss_backend gradient_checkpointing
+        activation_checkpointing activation_offloading bf16 fp16
+    """,
+    "Logs": "num_completions_to_print log_unique_prompts run_name logging_strategy logging_first_step disable_tqdm",
+}
+# In the words of this command, where TRL's say less.
+_SAID = {
+    "model_name_or_path": "The student: a name on the Hub, or the path of a folder.",
+    "teacher_model_name_or_path": "The teacher: a name on the Hub, or the path of a folder or an adapter.",
+    "dataset_name": "A name on the Hub, a folder, or a file (JSON, Parquet, CSV, text).",
+    "dataset_train_split": "Split to train on, or a part of it such as `train[:1000]`.",
+    "dataset_test_split": "Split to evaluate on, if `eval_strategy` says when.",
+    "datasets": "Several datasets, as a list in the configuration file.",
+    "output_dir": "Folder for the student and its checkpoints.",
+    "use_peft": "Train a LoRA adapter instead of all weights.",
+    "load_in_4bit": "Load the student in 4 bits. Needs `use_peft`.",
+    "load_in_8bit": "Load the student in 8 bits. Needs `use_peft`.",
+    "dtype": "Precision of the student's weights.",
+    "attn_implementation": "Attention of the student; that of the teacher is in `teacher_model_init_kwargs`.",
+    "resume_from_checkpoint": "Folder of a checkpoint, or `true` for the last complete one in `output_dir`.",
+}
+_REST = "Training arguments of Transformers"
+# Refused at any value but the default, by their dataclass, the trainer or the command.
+_HIDDEN = {
+    *ONLY_VALUE, *("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "torch_compile_backend"),
+    *("torch_compile_mode", "do_train", "do_eval", "do_predict", "ignore_bias_buffers", "lora_task_type"),
+}  # fmt: skip
+_HEAD = """\
+usage: trl-xtok gkd --model_name_or_path STUDENT --teacher_model_name_or_path TEACHER --dataset_name DATASET [...]
+
+Distil a teacher into a student of another model family, on-policy.
+
+  --config FILE             YAML file with any of the arguments below; flags win. `env:` sets environment variables,
+                            `datasets:` mixes several datasets.
+  --accelerate_config NAME  single_gpu, multi_gpu, or the path of a configuration of Accelerate.
+  Flags of `accelerate launch`, such as --num_processes, are handed on to it.
+"""
+_TAIL = "Each flag can also be written with hyphens. Arguments that this trainer refuses are left out."
+
+
+def help_page(parser: Any) -> str:
+    """The help as text."""
+    actions = {action.dest: action for action in reversed(parser.actions()) if action.dest not in _HIDDEN}
+    listed = {title: names.split() for title, names in _GROUPS.items()}
+    rest = sorted(actions.keys() - {name for names in listed.values() for name in names})
+    groups = {**listed, _REST: rest}
+    width = min(shutil.get_terminal_size().columns, 120)
+    parts = [_HEAD, *(_group(title, (actions[name] for name in names), width) for title, names in groups.items())]
+    return "\n".join([*parts, _TAIL])
+
+
+def _group(title: str, actions: Iterable[argparse.Action], width: int) -> str:
+    return "\n".join([f"{title}:", *(_entry(action, width) for action in actions), ""])
+
+
+def _entry(action: argparse.Action, width: int) -> str:
+    # The first sentence; the whole docstring is in the documentation.
+    first = re.split(r"(?<=[^.]\.)\s+(?=[A-Z`])", " ".join((action.help or "").replace("%%", "%").split()))[0]
+    text = _SAID.get(action.dest, first)
+    known = "" if action.default in (None, "", argparse.SUPPRESS, []) else f" (default: {action.default})"
+    return "\n".join([
+        f"  {action.option_strings[0]}{_value(action)}",
+        textwrap.fill(text + known, width, initial_indent=" " * 6, subsequent_indent=" " * 6),
+    ])  # fmt: skip
+
+
+def _value(action: argparse.Action) -> str:
+    if action.choices:
+        return " {" + ",".join(map(str, action.choices)) + "}"
+    if action.const is True:
+        return " [BOOL]"
+    if action.dest.endswith("_kwargs") or action.dest in DICTIONARIES:
+        return " JSON"
+    name = "" if action.type is None else action.type.__name__
+    value = {"int": "INT", "float": "FLOAT", "string_to_bool": "BOOL"}.get(name, "TEXT")
+    return f" {value} [...]" if action.nargs == "+" else f" {value}"

@@ -1,0 +1,99 @@
+"""A run, as far as its memory goes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+from .models import ModelSpec
+
+
+# Bytes of state per trained parameter, for the optimizers whose state is known here.
+OPTIMIZER_STATE = {
+    "adamw_torch": 8.0,
+    "adamw_torch_fused": 8.0,
+    "adamw_bnb_8bit": 2.03,
+    "adamw_8bit": 2.03,
+    "paged_adamw_8bit": 2.03,
+    "paged_adamw": 8.0,
+    "paged_adamw_32bit": 8.0,
+    "lion_32bit": 4.0,
+    "lion_8bit": 1.02,
+    "paged_lion_8bit": 1.02,
+    "sgd": 0.0,
+    "rmsprop": 4.0,
+    "adagrad": 4.0,
+}
+# They make a copy of everything that they update; the fused and 8-bit ones work in place.
+_COPYING = ("adamw_torch", "rmsprop", "adagrad")
+_COMPARING = ("exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """A run, as far as its memory goes. The names are those of the training arguments.
+
+    Attributes:
+        student: The student.
+        teacher: The teacher.
+        per_device_train_batch_size: Completions of a micro-batch.
+        gradient_accumulation_steps: Micro-batches of an optimizer step.
+        generation_batch_size: Completions sampled together; `None` is the micro-batch.
+        prompt_length: Longest prompt in student tokens.
+        max_new_tokens: Longest completion in student tokens.
+        teacher_ratio: Teacher tokens for each student token; an audit says it.
+        objective: What is minimised; `auto` is counted as `chunk_rkl`.
+        block_size: Tokens whose logits exist at a time.
+        autocast: Dtype of autocast around the student, if there is one.
+        gradient_checkpointing: Arguments of gradient checkpointing; `None` for none.
+        optim: The optimizer.
+        offload_teacher: Whether the teacher is away while it does not score.
+        num_processes: Devices, each with a copy of everything (DDP).
+        on_gpu: Whether CUDA takes memory of its own.
+    """
+
+    student: ModelSpec
+    teacher: ModelSpec
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    generation_batch_size: int | None = None
+    prompt_length: int = 512
+    max_new_tokens: int = 128
+    teacher_ratio: float = 1.0
+    objective: str = "chunk_rkl"
+    block_size: int | None = None
+    autocast: torch.dtype | None = None
+    gradient_checkpointing: Mapping[str, Any] | None = field(default_factory=dict[str, Any])
+    optim: str = "adamw_torch_fused"
+    offload_teacher: bool = False
+    num_processes: int = 1
+    on_gpu: bool = True
+
+    def __post_init__(self):
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "prompt_length", "max_new_tokens")
+        for name in (*names, "num_processes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not self.teacher_ratio > 0:
+            raise ConfigError(f"`teacher_ratio` must be positive, got {self.teacher_ratio}.")
+        if self.optim not in OPTIMIZER_STATE:
+            raise ConfigError(
+                f"The memory of `optim={self.optim!r}` is not known here. Known are {', '.join(OPTIMIZER_STATE)}."
+            )
+
+    @property
+    def compares(self) -> bool:
+        """Whether next-token distributions are compared."""
+        return self.objective in _COMPARING
+
+    @property
+    def state_per_parameter(self) -> float:
+        """Bytes of optimizer state for each trained parameter."""
+        return OPTIMIZER_STATE[self.optim]
+
+    @property
+    def copies_in_step(self) -> bool:
+        """Whether the optimizer makes a copy of everything that it updates."""
+        return self.optim in _COPYING
