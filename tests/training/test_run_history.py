@@ -86,4 +86,4 @@ def test_a_report_of_a_real_run_shows_its_tokens(build, tmp_path, objective):
     trainer.train()
     html = run_page(read_run(tmp_path))
     assert html.count('<article class="picture') == 8, "two prompts, two steps, training and evaluation"
-    assert ("ratio-only" in html) == (objective == "chunk_jsd")
+    assert ('card ratio-only"' in html) == (objective == "chunk_jsd")

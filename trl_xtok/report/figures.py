@@ -67,7 +67,7 @@ def write_figures(run: Run, folder: Path) -> list[Path]:
             "Figures are drawn with Matplotlib, which is not installed. Run `pip install 'trl-xtok[report]'`, or "
             "leave `--figures` out; the page needs no Matplotlib."
         ) from error
-    settings: dict[str, Any] = {
+    settings: Any = {
         # A dollar sign in a text is one.
         "text.parse_math": False,
         "axes.spines.top": False,
@@ -183,13 +183,13 @@ def _lines(chunks: Sequence[Chunk], drawable: set[int]) -> Iterator[Line]:
     line: Line = []
     used = 0.0
     for chunk in chunks:
-        sides = [[_text(token, drawable) for token in side] for side in (chunk.student, chunk.teacher)]
-        width = max(sum(map(_cells, side)) for side in sides)
+        student, teacher = ([_text(token, drawable) for token in side] for side in (chunk.student, chunk.teacher))
+        width = max(sum(map(_cells, side)) for side in (student, teacher))
         if line and used + width > _CELLS:
             yield line
             line, used = [], 0.0
         # A chunk wider than the page is squeezed.
-        line.append((chunk, *sides, min(width, _CELLS)))
+        line.append((chunk, student, teacher, min(width, _CELLS)))
         used += width + _GAP
         if any(token.spelled is not None and b"\n" in token.spelled for token in chunk.student):
             yield line
