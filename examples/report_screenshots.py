@@ -20,24 +20,25 @@ from trl_xtok.report.run_page import run_page
 
 
 class Shot(NamedTuple):
-    """One picture: where on the page, how wide and high the window is, and in which colours."""
+    """One picture: the section, or else a picture of credit, the size of the window, and in which colours."""
 
     name: str
     section: str
     size: tuple[int, int]
     scheme: str
     scale: float = 1.5
-    token: int | None = None
+    with_token: bool = False
 
 
 SHOTS = (
     Shot("report_curves_light", "curves", (1180, 760), "light"),
-    Shot("report_credit_light", "credit-by-token", (1180, 760), "light", token=6),
-    Shot("report_credit_dark", "credit-by-token", (1180, 760), "dark", token=6),
-    Shot("report_overview_dark", "", (1180, 620), "dark"),
-    Shot("report_phone", "credit-by-token", (390, 780), "light", scale=2, token=4),
+    Shot("report_credit_light", "credit-by-token", (1180, 760), "light", with_token=True),
+    Shot("report_credit_dark", "credit-by-token", (1180, 760), "dark", with_token=True),
+    Shot("report_phone", "", (390, 780), "light", scale=2, with_token=True),
 )
 COLOURS = 192
+# A student token of a chunk that has several.
+SPLIT = ".flow .token.student:has(+ .token.student)"
 
 
 def shoot(browser: Browser, page_path: Path, shot: Shot) -> bytes:
@@ -51,10 +52,13 @@ def shoot(browser: Browser, page_path: Path, shot: Shot) -> bytes:
     )
     page = context.new_page()
     page.goto(page_path.as_uri())
+    token = page.locator(SPLIT).first
     if shot.section:
         page.evaluate("id => document.getElementById(id).scrollIntoView()", shot.section)
-    if shot.token is not None:
-        page.locator(".flow .token.student").nth(shot.token).evaluate("token => token.focus({ preventScroll: true })")
+    else:
+        token.evaluate("token => token.closest('.picture').scrollIntoView()")
+    if shot.with_token:
+        token.evaluate("token => token.focus({ preventScroll: true })")
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     context.close()
     buffer = io.BytesIO()

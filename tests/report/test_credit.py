@@ -94,7 +94,7 @@ def test_colours_follow_the_advantage_and_the_log_ratio():
 
 def test_an_objective_without_advantages_is_shown_by_the_log_ratio():
     html = credit_html([credited("", 1, chunk_row(advantages=[None] * 6))])
-    assert "gives tokens no advantage" in html
+    assert "objective\ngives tokens no advantage" in html
     assert "ratio-only" in html
     assert "colour-advantage" not in html
 

@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.fixed_rollouts import FixedTrainer, rollouts
+from tests.training.runs import shared_tokenizers
 from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
 from trl_xtok.training.chunk_log import CHUNK_ROWS, SCHEMA
 
@@ -87,7 +88,7 @@ def test_evaluations_keep_the_same_prompts_every_time(make_trainer, tmp_path):
         eval_strategy="steps",
         eval_steps=1,
         per_device_eval_batch_size=3,
-        arguments={"eval_dataset": prompt_dataset()},
+        arguments={"eval_dataset": prompt_dataset(), **shared_tokenizers()},
     )
     trainer.train()
     for step in (1, 2):
@@ -97,10 +98,6 @@ def test_evaluations_keep_the_same_prompts_every_time(make_trainer, tmp_path):
 
 def test_what_the_student_did_not_write_is_not_kept(make_trainer, tmp_path):
     dataset = prompt_dataset(PROMPTS[:2]).add_column("completion", [" red.", " green."])
-    make_trainer(arguments={"train_dataset": dataset}, lmbda=0.0, objective="chunk_jsd", log_completions=True).train()
+    arguments = {"train_dataset": dataset, **shared_tokenizers()}
+    make_trainer(arguments=arguments, lmbda=0.0, objective="chunk_jsd", log_completions=True).train()
     assert [path.name for path in (tmp_path / "completions").iterdir()] == ["completions_00001.parquet"]
-
-
-def test_nothing_is_kept_unless_asked_for(make_trainer, tmp_path):
-    make_trainer().train()
-    assert not (tmp_path / "completions").exists()

@@ -4,18 +4,28 @@ import json
 
 import pytest
 
-from tests.training.runs import lora, write
+from tests.training.runs import lora, shared_tokenizers, write
 from tests.training.tiny_models import PROMPTS, prompt_dataset
 from trl_xtok.report.run import read_run
 from trl_xtok.report.run_page import run_page
+
+
+@pytest.fixture
+def build(make_trainer):
+    """A trainer for the shared models, whose tokenizers are read once."""
+
+    def build_trainer(*, arguments=None, **changes):
+        return make_trainer(arguments=shared_tokenizers() | (arguments or {}), **changes)
+
+    return build_trainer
 
 
 def lines(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "run_history.jsonl").read_text().splitlines()]
 
 
-def test_a_run_that_saves_nothing_leaves_its_history(make_trainer, tmp_path):
-    trainer = make_trainer(max_steps=3, arguments={"peft_config": lora(), "eval_dataset": prompt_dataset(PROMPTS[:2])})
+def test_a_run_that_saves_nothing_leaves_its_history(build, tmp_path):
+    trainer = build(max_steps=3, arguments={"peft_config": lora(), "eval_dataset": prompt_dataset(PROMPTS[:2])})
     before = trainer.evaluate()
     trainer.train()
     trainer.evaluate()
@@ -31,8 +41,8 @@ def test_a_run_that_saves_nothing_leaves_its_history(make_trainer, tmp_path):
     assert "3 of 3 steps; the run came to its end" in run_page(read_run(tmp_path))
 
 
-def test_a_folder_that_may_be_published_names_no_path_and_no_token(make_trainer, tmp_path):
-    make_trainer(hub_token="hf_secret", data_seed=7).train()
+def test_a_folder_that_may_be_published_names_no_path_and_no_token(build, tmp_path):
+    build(hub_token="hf_secret", data_seed=7).train()
     text = (tmp_path / "run_history.jsonl").read_text()
     assert str(tmp_path) not in text
     assert str(tmp_path.parent) not in text
@@ -40,10 +50,10 @@ def test_a_folder_that_may_be_published_names_no_path_and_no_token(make_trainer,
     assert json.loads(text.splitlines()[0])["start"]["settings"]["data_seed"] == 7
 
 
-def test_a_resumed_run_goes_on_in_the_same_history(make_trainer, tmp_path):
+def test_a_resumed_run_goes_on_in_the_same_history(build, tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 2}
-    make_trainer(max_steps=3, **changes).train()
-    resumed = make_trainer(max_steps=4, arguments={"eval_dataset": prompt_dataset(PROMPTS[:2])}, **changes)
+    build(max_steps=3, **changes).train()
+    resumed = build(max_steps=4, arguments={"eval_dataset": prompt_dataset(PROMPTS[:2])}, **changes)
     # What is evaluated before belongs to the model as it was loaded, not to step 0 of the run.
     resumed.evaluate()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -54,8 +64,8 @@ def test_a_resumed_run_goes_on_in_the_same_history(make_trainer, tmp_path):
     assert [entry["loss"] for entry in run.entries if "loss" in entry] == [entry["loss"] for entry in logged]
 
 
-def test_numbers_that_are_none_are_written_as_json(make_trainer, tmp_path):
-    trainer = make_trainer()
+def test_numbers_that_are_none_are_written_as_json(build, tmp_path):
+    trainer = build()
     write(trainer, " red")
     trainer.log = lambda logs, start_time=None: type(trainer).log(trainer, logs | {"bad": float("nan")}, start_time)
     trainer.train()
@@ -63,8 +73,8 @@ def test_numbers_that_are_none_are_written_as_json(make_trainer, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["chunk_rkl", "chunk_jsd"])
-def test_a_report_of_a_real_run_shows_its_tokens(make_trainer, tmp_path, objective):
-    trainer = make_trainer(
+def test_a_report_of_a_real_run_shows_its_tokens(build, tmp_path, objective):
+    trainer = build(
         max_steps=2,
         log_completions=True,
         objective=objective,
@@ -76,4 +86,4 @@ def test_a_report_of_a_real_run_shows_its_tokens(make_trainer, tmp_path, objecti
     trainer.train()
     html = run_page(read_run(tmp_path))
     assert html.count('<article class="picture') == 8, "two prompts, two steps, training and evaluation"
-    assert ("gives tokens no advantage" in html) == (objective == "chunk_jsd")
+    assert ('card ratio-only"' in html) == (objective == "chunk_jsd")

@@ -157,16 +157,19 @@ def _stretches(
 ) -> list[Chunk]:
     """Chunks and what lies between them, in text order."""
     order = [number for number in dict.fromkeys(student_chunks) if number >= 0]
-    columns: list[tuple[int, list[Token], list[Token]]] = [(-1, [], [])]
-    for number in order:
-        columns += [(number, [], []), (-1, [], [])]
+    numbers = [-1, *(part for number in order for part in (number, -1))]
     place = {number: 2 * index + 1 for index, number in enumerate(order)}
-    for side, (tokens, numbers) in enumerate(((student, student_chunks), (teacher, teacher_chunks)), start=1):
+
+    def split(tokens: Sequence[Token], chunks: Sequence[int]) -> list[list[Token]]:
+        parts: list[list[Token]] = [[] for _ in numbers]
         at = 0
-        for token, number in zip(tokens, numbers, strict=True):
+        for token, number in zip(tokens, chunks, strict=True):
             # A token in no chunk stands behind the chunk before it.
-            at = place.get(number, at - at % 2 + (at % 2) * 2)
-            columns[at][side].append(token)
+            at = place.get(number, at + at % 2)
+            parts[at].append(token)
+        return parts
+
+    columns = zip(numbers, split(student, student_chunks), split(teacher, teacher_chunks), strict=True)
     return [Chunk(number, ours, theirs) for number, ours, theirs in columns if ours or theirs]
 
 

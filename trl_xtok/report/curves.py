@@ -38,13 +38,14 @@ _METRICS = (
     ("Reverse KL of the end of turn", "nats", "xtok/reverse_kl_end", "Of stop tokens alone."),
     ("Clipped advantages", "share of tokens", "xtok/clipped_advantages", ""),
     ("Cross-entropy", "nats per token", "xtok/cross_entropy", "On completions that the student did not write."),
+    ("Entropy", "nats", "entropy", "Of the student, estimated from sampled tokens."),
     ("Gradient norm", "before clipping", "grad_norm", ""),
     ("Learning rate", "", "learning_rate", ""),
     ("Peak memory", "GiB", "memory/peak_gb", "Most that torch had allocated since the last log."),
 )
 _LENGTHS = (("mean", "mean_length"), ("shortest", "min_length"), ("longest", "max_length"))
 # What an evaluation logs besides the user's own metrics.
-_NOT_OWN = ("loss", "runtime", "samples_per_second", "steps_per_second", "num_tokens", "step_time")
+_NOT_OWN = ("loss", "entropy", "runtime", "samples_per_second", "steps_per_second", "num_tokens", "step_time")
 _NOT_OWN_PREFIXES = ("xtok/", "completions/", "time/", "memory/", "model_preparation", "num_input_tokens")
 
 

@@ -11,7 +11,7 @@ from .credit import Chunk, Credited, Scale, Token, credited_completions, scale_o
 from .curves import Chart, charts
 from .page import visible_token
 from .run import Run
-from .words import kind_name
+from .words import kind_name, number
 
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def write_figures(run: Run, folder: Path) -> list[Path]:
             "Figures are drawn with Matplotlib, which is not installed. Run `pip install 'trl-xtok[report]'`, or "
             "leave `--figures` out; the page needs no Matplotlib."
         ) from error
-    settings: dict[str, Any] = {
+    settings: Any = {
         # A dollar sign in a text is one.
         "text.parse_math": False,
         "axes.spines.top": False,
@@ -130,7 +130,7 @@ def _curve(chart: Chart) -> "Figure":
     axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", alpha=0.3)
     if len(chart.series) > 1:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     return figure
 
 
@@ -142,6 +142,8 @@ def _chunks(completion: Credited, scale: Scale) -> "Figure":
     axes.set_ylim(_ROW * len(lines), -0.9)
     axes.axis("off")
     title = f"Step {completion.step}, {kind_name(completion.kind)}: student above, teacher below"
+    if any(token.advantage is not None for chunk in completion.chunks for token in chunk.student):
+        title += f"; advantage from {number(-scale.limit)} (orange) to +{number(scale.limit)} nats (blue)"
     axes.text(0, -0.4, title, fontsize=8, color="#444444")
     for index, line in enumerate(lines):
         left = 0.0
@@ -181,13 +183,13 @@ def _lines(chunks: Sequence[Chunk], drawable: set[int]) -> Iterator[Line]:
     line: Line = []
     used = 0.0
     for chunk in chunks:
-        sides = [[_text(token, drawable) for token in side] for side in (chunk.student, chunk.teacher)]
-        width = max(sum(map(_cells, side)) for side in sides)
+        student, teacher = ([_text(token, drawable) for token in side] for side in (chunk.student, chunk.teacher))
+        width = max(sum(map(_cells, side)) for side in (student, teacher))
         if line and used + width > _CELLS:
             yield line
             line, used = [], 0.0
         # A chunk wider than the page is squeezed.
-        line.append((chunk, *sides, min(width, _CELLS)))
+        line.append((chunk, student, teacher, min(width, _CELLS)))
         used += width + _GAP
         if any(token.spelled is not None and b"\n" in token.spelled for token in chunk.student):
             yield line

@@ -57,7 +57,6 @@ def _overview(run: Run, curves: Sequence[Chart]) -> Markup:
     facts = [(side, _model(start[side])) for side in ("student", "teacher") if isinstance(start.get(side), dict)]
     facts += [(name, visible_text(str(start[name]))) for name in ("objective", "device", "processes") if name in start]
     runtime = next((entry["train_runtime"] for entry in reversed(run.entries) if "train_runtime" in entry), None)
-    facts.append(("steps", _progress(run)))
     if isinstance(runtime, int | float):
         facts.append(("training time", f"{runtime / 60:.1f} minutes"))
     changes = [

@@ -112,8 +112,9 @@ def describe_run(
 
 
 def _describe(model: PreTrainedModel) -> dict[str, Any]:
+    name = name_of(model)
     return {
-        "name": _published(name_of(model)),
+        "name": Path(name).name if Path(name).is_dir() else name,
         "architecture": model.config.model_type,
         "parameters": model.num_parameters(),
         "trained": model.num_parameters(only_trainable=True),
@@ -137,9 +138,7 @@ def _settings(args: CrossTokenizerGKDConfig) -> dict[str, Any]:
 
 
 def _published(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return Path(value).name if Path(value).is_absolute() or Path(value).is_dir() else value
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _finite(value: Any) -> Any:
