@@ -10,6 +10,8 @@ with a batch of four: of the loss, relative to it, and of any gradient, relative
 import os
 import sys
 import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,9 @@ def step(student: str, teacher: str, folder: str, objective: str, batch_size: in
     if "peft_config" in changes:
         changes = changes | {"peft_config": changes["peft_config"]()}
     division = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-    return take(student, teacher, folder, {"completions": only(0, 1, 3, 5), **changes, **division})
+    # The logs of one step are no news.
+    with redirect_stdout(StringIO()):
+        return take(student, teacher, folder, {"completions": only(0, 1, 3, 5), **changes, **division})
 
 
 def differences(one: Step, other: Step) -> tuple[float, float]:
@@ -79,9 +83,9 @@ def main() -> None:
 if __name__ == "__main__":
     quiet()
     if "RANK" in os.environ:
-        *paths, folder = sys.argv[1:]
-        taken = {objective: step(*paths, folder, objective, 2, 1) for objective in OBJECTIVES}
+        student_path, teacher_path, output = sys.argv[1:]
+        taken = {name: step(student_path, teacher_path, output, name, 2, 1) for name in OBJECTIVES}
         if os.environ["RANK"] == "0":
-            torch.save(taken, f"{folder}/two_ranks.pt")
+            torch.save(taken, f"{output}/two_ranks.pt")
     else:
         main()

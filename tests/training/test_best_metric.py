@@ -90,7 +90,7 @@ def test_the_loss_of_a_student_that_is_its_teacher_is_the_higher_one(
 
 
 def test_a_run_ends_with_the_checkpoint_of_the_least_divergence(make_trainer):
-    options = keep_best(None, steps=3) | {"greater_is_better": None}
+    options = keep_best("", steps=3) | {"metric_for_best_model": None, "greater_is_better": None}
     trainer = make_trainer(arguments=shared_tokenizers() | {"eval_dataset": prompt_dataset(PROMPTS[:2])}, **options)
     trainer.train()
     values = [entry[f"eval_{DIVERGENCE}"] for entry in trainer.state.log_history if f"eval_{DIVERGENCE}" in entry]

@@ -45,14 +45,21 @@ class ResumableGKDTrainer(GKDTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _init_training_state(
-        self, max_steps: int, steps_per_epoch: int, num_epochs: int, resume_from_checkpoint: str | None, trial: Any
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
     ) -> tuple[int, int]:
         """Where in the data to begin: epochs that are over, and batches of the next that were trained on.
 
         The parent finds both from the number of batches of an epoch. A stream has none before it ends, so what the
         checkpoint says of the epoch is read, in which each batch counts as one of all that the run was to take.
         """
-        began = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, resume_from_checkpoint, trial)
+        began = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         if resume_from_checkpoint is None or not isinstance(self.train_dataset, IterableDataset):
             return began
         saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
