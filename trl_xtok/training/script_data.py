@@ -62,6 +62,10 @@ def _load(arguments: Arguments, split: str) -> Any:
     if path.is_dir() and any((path / name).is_file() for name in _SAVED):
         saved = load_from_disk(str(path))
         return _take(saved if isinstance(saved, DatasetDict) else {"train": saved}, split)
+    if path.suffix in _BUILDERS and not path.exists():
+        raise DataError(
+            f"The dataset {str(path)!r} looks like a file, and there is none of this name. Check the path."
+        )
     source: dict[str, Any] = {"path": str(path) if path.exists() else script.dataset_name}
     if path.is_file():
         source = {"path": _builder(path), "data_files": str(path)}
