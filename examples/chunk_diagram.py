@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from trl_xtok import Alignment, TokenizerAligner
 from trl_xtok.alignment.token_bytes import token_bytes
 from trl_xtok.cli.demo_models import demo_model_path
+from trl_xtok.report.page import visible_token
 
 
 TEXT = "Crème brûlée costs 1234 yen 🦜"
@@ -25,14 +26,6 @@ STYLE = (
     ".label{font-family:system-ui,sans-serif;font-size:13px;fill:#444;text-anchor:start}"
     "@media (prefers-color-scheme:dark){.label{fill:#ccc}}"
 )
-
-
-def label(spelled: bytes) -> str:
-    """What stands in the box of a token: its text with visible spaces, or its bytes where it splits a character."""
-    try:
-        return spelled.decode().replace(" ", "␣").replace("\n", "⏎")
-    except UnicodeDecodeError:
-        return " ".join(f"{byte:02X}" for byte in spelled)
 
 
 def columns(alignment: Alignment, student: list[str], teacher: list[str]) -> list[tuple[list[str], list[str]]]:
@@ -89,7 +82,7 @@ def main() -> None:
     student_ids = [*student(args.text, add_special_tokens=False)["input_ids"], student.eos_token_id]
     alignment = aligner.align(student_ids)
     names = [
-        [label(token_bytes(tokenizer).spell(token) or b"") for token in ids[:-1]]
+        [visible_token(token_bytes(tokenizer).spell(token) or b"") for token in ids[:-1]]
         + [tokenizer.convert_ids_to_tokens(ids[-1])]
         for tokenizer, ids in ((student, student_ids), (teacher, alignment.teacher_ids))
     ]

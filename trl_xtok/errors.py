@@ -40,3 +40,7 @@ class CoverageError(XTokError, RuntimeError):
 
 class DependencyError(XTokError, ImportError):
     """An optional package is needed for what was asked, and it is not installed."""
+
+
+class ReportError(XTokError, ValueError):
+    """There is nothing to make a report of, or it cannot be written where it was asked for."""

@@ -43,7 +43,7 @@ class Case:
     checkpointing: bool = False
     objective: str = "chunk_rkl"
     accumulation: int = 1
-    batch: int = 8
+    batch: int = 4
     hidden: int = 512
     layers: int = 8
 
@@ -57,8 +57,8 @@ CASES = {
     "lora-prefix": Case(lora=True, objective="prefix_jsd"),
     "full-128k-checkpointing": Case(student="llama3", teacher="tekken", checkpointing=True),
     "lora-128k-prefix-checkpointing": Case("llama3", "tekken", lora=True, checkpointing=True, objective="prefix_jsd"),
-    "lora-accumulation": Case(lora=True, accumulation=2, batch=4),
-    "small": Case(hidden=128, layers=2, batch=4),
+    "lora-accumulation": Case(lora=True, accumulation=2, batch=2),
+    "small": Case(hidden=128, layers=2),
 }
 _TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "smollm2": real_tokenizers.smollm2,
@@ -124,14 +124,14 @@ def _train(case: Case, tokenizers: Sequence[PreTrainedTokenizerFast]) -> tuple[_
         LlamaForCausalLM(LlamaConfig(vocab_size=student, tie_word_embeddings=True, **shape)),
         Qwen2ForCausalLM(Qwen2Config(vocab_size=teacher, tie_word_embeddings=False, **shape)),
     ]
-    prompts = [_PROMPT.format(number)[: 300 + 10 * number] for number in range(2 * case.batch * case.accumulation)]
+    prompts = [_PROMPT.format(number)[: 500 + 20 * number] for number in range(2 * case.batch * case.accumulation)]
     with tempfile.TemporaryDirectory() as folder:
         args = CrossTokenizerGKDConfig(
             folder,
             max_steps=2,
             per_device_train_batch_size=case.batch,
             gradient_accumulation_steps=case.accumulation,
-            max_new_tokens=96,
+            max_new_tokens=24,
             objective=case.objective,
             gradient_checkpointing=case.checkpointing,
             min_coverage=0.0,

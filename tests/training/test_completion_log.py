@@ -107,7 +107,8 @@ def test_messages_are_shown_as_the_student_read_them(build, tmp_path):
 def test_one_file_per_log_holds_the_last_step_before_it(build, tmp_path, capsys):
     trainer = build(max_steps=5, logging_steps=2)
     trainer.train()
-    assert files(tmp_path) == [f"completions_0000{step}.parquet" for step in (2, 4, 5)]
+    kinds = ("chunks", "completions")
+    assert files(tmp_path) == [f"{kind}_0000{step}.parquet" for kind in kinds for step in (2, 4, 5)]
     assert read(tmp_path, "completions_00004.parquet").shape == (2, len(COLUMNS))
     printed = capsys.readouterr().out
     assert [printed.count(f" Step {step} ") for step in (1, 2, 3, 4, 5)] == [0, 1, 0, 1, 1]
@@ -145,12 +146,17 @@ def test_completions_of_evaluations_have_their_own_files(build, tmp_path, capsys
     sets = {"a": prompt_dataset(PROMPTS[:3]), "b": prompt_dataset(PROMPTS)}
     trainer = build(arguments={"eval_dataset": sets}, eval_strategy="steps", eval_steps=1)
     trainer.train()
-    names = ["completions", "eval_a_completions", "eval_b_completions"]
+    names = [f"{prefix}{kind}" for prefix in ("", "eval_a_", "eval_b_") for kind in ("chunks", "completions")]
     assert files(tmp_path) == [f"{name}_00001.parquet" for name in names]
     # In the order of the dataset, the last and smaller batch too.
     assert read(tmp_path, "eval_a_completions_00001.parquet")["prompt"].tolist() == PROMPTS[:3]
     assert read(tmp_path, "eval_b_completions_00001.parquet")["prompt"].tolist() == PROMPTS
     assert "Step 1 (eval_a)" in capsys.readouterr().out
+
+
+def test_an_evaluation_dataset_may_be_called_like_a_repository(build, tmp_path):
+    build(arguments={"eval_dataset": {"org/name": prompt_dataset(["Hi"])}}).evaluate()
+    assert files(tmp_path) == ["eval_org_name_completions_00000.parquet"]
 
 
 def test_completions_that_the_student_did_not_write_have_no_reverse_kl(build, tmp_path):
@@ -168,8 +174,11 @@ def test_completions_that_the_student_did_not_write_have_no_reverse_kl(build, tm
 
 
 class Tracker(SimpleNamespace):
+    """Both in one: wandb shows its run as `run`, trackio in a context variable."""
+
     def __init__(self, run: object):
-        super().__init__(run=run, logged=[])
+        current = SimpleNamespace(current_run=SimpleNamespace(get=lambda: run))
+        super().__init__(run=run, context_vars=current, logged=[])
 
     def log(self, values: dict[str, object]) -> None:
         self.logged.append(values)
@@ -180,7 +189,7 @@ class Tracker(SimpleNamespace):
 
 @pytest.mark.parametrize("unique", [False, True])
 def test_trackers_get_a_table(build, monkeypatch, unique):
-    trackers = {"wandb": Tracker(run=object()), "trackio": Tracker(run=None)}
+    trackers = {"wandb": Tracker(run=object()), "trackio": Tracker(run=object())}
     for name, tracker in trackers.items():
         monkeypatch.setitem(sys.modules, name, tracker)
     trainer = build(
@@ -199,9 +208,11 @@ def test_trackers_get_a_table(build, monkeypatch, unique):
         assert list(table) == COLUMNS
 
 
-def test_a_tracker_without_a_run_gets_nothing(build, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", tracker := Tracker(run=None))
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_without_a_run_gets_nothing(build, monkeypatch, name):
+    """As before training, and after it."""
+    monkeypatch.setitem(sys.modules, name, tracker := Tracker(run=None))
     trainer = build()
-    trainer.args.report_to = ["wandb"]
-    trainer.train()
+    trainer.args.report_to = [name]
+    trainer.evaluate(prompt_dataset(["Hi"]))
     assert not tracker.logged

@@ -63,6 +63,9 @@ def recipe(output_dir: str, seed: int = 0, **overrides: Any) -> CrossTokenizerGK
         "gradient_checkpointing": False,
         "logging_steps": 5,
         "save_strategy": "no",
+        # For the page of `trl-xtok report`.
+        "log_completions": True,
+        "num_completions_to_print": 0,
         "report_to": "none",
     }
     return CrossTokenizerGKDConfig(output_dir=output_dir, seed=seed, **{**settings, **overrides})
@@ -103,6 +106,7 @@ def run_demo(output_dir: str, *, seed: int, max_steps: int | None) -> int:
     path = Path(output_dir) / "demo.json"
     path.write_text(json.dumps({**result, "log": trainer.state.log_history}, indent=1))
     console.print(f"Adapter and figures: {path.parent}")
+    console.print(f"Curves, completions and credit by token: trl-xtok report {path.parent}", markup=False)
     return 0
 
 

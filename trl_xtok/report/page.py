@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 
@@ -106,7 +106,7 @@ def resource(name: str) -> str:
     return files("trl_xtok.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def template(name: str):
+def template(name: str) -> Template:
     """A template in `templates/`; what it is given is escaped."""
     return _environment().get_template(name)
 

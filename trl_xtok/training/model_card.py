@@ -38,12 +38,12 @@ def add_teacher(card: Path, teacher: str, objective: str) -> None:
         said = f"[{teacher}](https://huggingface.co/{teacher})"
     teaching = f"The teacher was {said}; what was minimised is the objective `{objective}`.\n\n"
     text = card.read_text(encoding="utf-8")
-    card.write_text(text.replace(VERSIONS, f"{teaching}{VERSIONS}- trl-xtok: {_own_version()}\n"), encoding="utf-8")
+    card.write_text(text.replace(VERSIONS, f"{teaching}{VERSIONS}- trl-xtok: {own_version()}\n"), encoding="utf-8")
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """The version of this package, "unknown" where it is run from its sources."""
     try:
         return version("trl-xtok")
     except PackageNotFoundError:
-        # Run from its sources.
         return "unknown"

@@ -1,14 +1,19 @@
 """Rollouts: completions that the student has just sampled."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from .config import CrossTokenizerGKDConfig
 from .data import left_pad, unpad
 from .trl_compat import GKDTrainer
+
+
+# Keeps evaluation from drawing what some training step draws.
+_EVALUATION = 1_000_003
 
 
 def end_ids(generation_config: GenerationConfig) -> frozenset[int]:
@@ -27,6 +32,16 @@ def sampling_seed(*numbers: int, device: torch.device) -> Iterator[None]:
         # Python hashes integers, and tuples of them, alike in every process.
         torch.manual_seed(hash(numbers) % 2**63)
         yield
+
+
+def evaluation_seed(args: CrossTokenizerGKDConfig, batch: int) -> AbstractContextManager[None]:
+    """Make what is sampled for an evaluation batch the same in every evaluation.
+
+    Args:
+        args: The training arguments.
+        batch: Number of the batch in the evaluation.
+    """
+    return sampling_seed(args.seed, _EVALUATION + batch, args.process_index, device=args.device)
 
 
 @contextmanager

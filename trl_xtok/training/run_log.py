@@ -1,6 +1,7 @@
 """What a run shows and leaves behind: metrics by kind of step, warnings, completions, and the user's own metrics."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_utils import denumpify_detensorize
 
+from .advantages import Credited
+from .chunk_log import CHUNK_ROWS, Scored, chunk_rows, write_chunks
 from .completion_log import Row, completion_rows, write_completions
 from .config import CrossTokenizerGKDConfig
 from .data import decode_references
@@ -30,19 +33,29 @@ class RunLog:
 
     Args:
         tokenizer: The student's.
+        teacher_tokenizer: The teacher's.
         args: The training arguments.
         accelerator: Knows the other ranks.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig, accelerator: Accelerator):
-        self._tokenizer, self._args, self._accelerator = tokenizer, args, accelerator
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase,
+        args: CrossTokenizerGKDConfig,
+        accelerator: Accelerator,
+    ):
+        self._tokenizer, self._teacher_tokenizer = tokenizer, teacher_tokenizer
+        self._args, self._accelerator = args, accelerator
         self.metrics: dict[Mode, RunMetrics] = {mode: RunMetrics() for mode in get_args(Mode)}
         self._guards = {mode: CoverageGuard(args.min_coverage, mode) for mode in get_args(Mode)}
         self._warnings = EarlyWarnings()
         # Of the last optimizer step or evaluation batch.
-        self._scored: list[tuple[MicroBatch, Float[Tensor, " tokens"]]] = []
+        self._scored: list[Scored] = []
         self._evaluated: list[Row] = []
+        self._evaluated_chunks: list[Row] = []
         self._compute_metrics: ComputeMetrics | None = None
+        self._keeps_evaluations = False
 
     def start_step(self, batches: Sequence[MicroBatch], mode: Mode) -> None:
         """Take note of the micro-batches that the next optimizer step, or an evaluation batch, is made of."""
@@ -61,6 +74,7 @@ class RunLog:
         self,
         batch: MicroBatch,
         student_logps: Float[Tensor, " tokens"],
+        credited: Credited | None,
         sums: Mapping[str, Tensor | float],
         mode: Mode,
     ) -> None:
@@ -69,7 +83,7 @@ class RunLog:
         if self._reads_completions(mode):
             # Not kept alive until the next step: all that is large.
             kept = replace(batch, packed={}, starts=None, canonical=None)
-            self._scored.append((kept, student_logps.detach()))
+            self._scored.append(Scored(kept, student_logps.detach(), credited))
 
     def collect(self) -> dict[str, float]:
         """The metrics of the optimizer steps since the last log."""
@@ -78,12 +92,17 @@ class RunLog:
         if self._args.lmbda < 1:
             metrics = self.metrics["off_policy"].collect(self._accelerator)
             logs |= {f"off_policy/{name}": value for name, value in metrics.items()}
+            # Each step counts once; the loss of a rank is its part of that of the step, times the number of ranks.
+            both = {"on_policy_loss": self.metrics["train"], "off_policy_loss": self.metrics["off_policy"]}
+            sums = {name: metrics.collected for name, metrics in both.items()}
+            logs |= {name: of["loss"] / of["steps"] for name, of in sums.items() if of["steps"]}
         return logs | self._peak_memory() if logs else logs
 
     def write_completions(self, step: int) -> None:
         """Show and keep the completions of the last optimizer step, once."""
         if self._args.log_completions:
-            self._write(gather_object(self._take_rows()), step)
+            chunks = self._chunk_rows(CHUNK_ROWS)
+            self._write(gather_object(self._take_rows()), chunks, step)
 
     def start_evaluation(self, compute_metrics: ComputeMetrics | None) -> None:
         """Forget the evaluation before.
@@ -91,20 +110,44 @@ class RunLog:
         Args:
             compute_metrics: The user's metrics of completions.
         """
-        self.metrics["eval"], self._evaluated, self._compute_metrics = RunMetrics(), [], compute_metrics
+        self.metrics["eval"], self._compute_metrics = RunMetrics(), compute_metrics
+        self._evaluated, self._evaluated_chunks = [], []
+
+    @contextmanager
+    def keeping_evaluations(self) -> Iterator[None]:
+        """Keep the completions of evaluations for `evaluated_texts`, whatever else asks for them."""
+        self._keeps_evaluations = True
+        try:
+            yield
+        finally:
+            self._keeps_evaluations = False
+
+    def evaluated_texts(self) -> EvalPrediction:
+        """The completions of the last evaluation, the dataset's (`None` if it has none), and the prompts, as texts."""
+        references = [row.get("reference") for row in self._evaluated]
+        prediction = EvalPrediction(
+            predictions=[row["completion"] for row in self._evaluated],
+            label_ids=None if all(text is None for text in references) else references,
+        )
+        # Not given above, so that it still unpacks into two.
+        prediction.inputs = [row["prompt"] for row in self._evaluated]
+        return prediction
 
     def end_evaluation_batch(self, inputs: Mapping[str, Tensor]) -> None:
-        """Gather the completions of a batch, without those that only fill up the last one.
+        """Gather the completions of a batch.
 
         Args:
             inputs: What [`PromptCollator`] returned.
         """
         if not self._reads_completions("eval"):
             return
+        if self._args.log_completions:
+            self._evaluated_chunks += self._chunk_rows(CHUNK_ROWS - len(self._evaluated_chunks))
         rows = self._take_rows()
         if "references" in inputs:
-            rows = [row | {"reference": text} for row, text in zip(rows, decode_references(inputs), strict=True)]
-        self._evaluated += self._accelerator.gather_for_metrics(rows, use_gather_object=True)
+            # Rows that only fill up the batch are left out already.
+            rows = [row | {"reference": text} for row, text in zip(rows, decode_references(inputs), strict=False)]
+        self._evaluated += gather_object(rows)
 
     def end_evaluation(self, step: int, prefix: str) -> dict[str, float]:
         """Show and keep the completions of the evaluation; return its metrics.
@@ -115,32 +158,36 @@ class RunLog:
         """
         metrics = self._text_metrics() | self.metrics["eval"].collect(self._accelerator) | self._peak_memory()
         if self._args.log_completions:
-            self._write(self._evaluated, step, f"{prefix}_")
+            self._write(self._evaluated, self._evaluated_chunks, step, f"{prefix}_")
         # A name may have its prefix already, as for `Trainer`.
         return {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": metrics[name] for name in metrics}
 
     def _reads_completions(self, mode: Mode) -> bool:
-        return self._args.log_completions or (mode == "eval" and self._compute_metrics is not None)
+        asked_for = self._keeps_evaluations or self._compute_metrics is not None
+        return self._args.log_completions or (mode == "eval" and asked_for)
 
     def _text_metrics(self) -> dict[str, Any]:
         if self._compute_metrics is None:
             return {}
-        references = [row.get("reference") for row in self._evaluated]
-        prediction = EvalPrediction(
-            predictions=[row["completion"] for row in self._evaluated],
-            label_ids=None if all(text is None for text in references) else references,
-        )
-        # Not given above, so that it still unpacks into two.
-        prediction.inputs = [row["prompt"] for row in self._evaluated]
-        return denumpify_detensorize(dict(self._compute_metrics(prediction)))
+        return denumpify_detensorize(dict(self._compute_metrics(self.evaluated_texts())))
 
     def _take_rows(self) -> list[Row]:
         scored, self._scored = self._scored, []
-        return [row for batch, logps in scored for row in completion_rows(batch, logps, self._tokenizer)]
+        return [row for batch, logps, _ in scored for row in completion_rows(batch, logps, self._tokenizer)]
 
-    def _write(self, rows: Sequence[Row], step: int, prefix: str = "") -> None:
+    def _chunk_rows(self, limit: int) -> list[Row]:
+        """Of the completions that are about to be taken the first, on the main process."""
+        rows: list[Row] = []
+        if self._accelerator.is_main_process:
+            for scored in self._scored:
+                rows += chunk_rows(scored, self._tokenizer, self._teacher_tokenizer, limit - len(rows))
+        return rows
+
+    def _write(self, rows: Sequence[Row], chunks: Sequence[Row], step: int, prefix: str = "") -> None:
         if rows and self._accelerator.is_main_process:
             write_completions(rows, self._args, step, prefix)
+            if chunks:
+                write_chunks(chunks, self._args.output_dir, step, prefix)
 
     def _peak_memory(self) -> dict[str, float]:
         device = self._accelerator.device

@@ -175,7 +175,8 @@ class MicroBatch:
         chunk_bytes: Bytes of text in each chunk; 0 for end chunks.
         charged: Completion tokens that are charged instead of scored.
         leaving: Completion tokens with which the student leaves its own tokenization of the text.
-        dropped: Reason -> number of student tokens that are in no chunk that is trained on.
+        drop_reasons: Why each completion token is in no chunk that is trained on, `None` if it is in one.
+        teacher_token_logps: Log-prob of each teacher token, in nats, not finite where the teacher could not say.
         selection: What that is.
         starts: Where next-token distributions are compared; `None` if the objective compares none.
         canonical: What `segmentation="text"` needs; `None` if all rollouts are canonical.
@@ -189,7 +190,8 @@ class MicroBatch:
     chunk_bytes: Int[Tensor, " chunks"]
     charged: Bool[Tensor, " tokens"]
     leaving: Bool[Tensor, " tokens"]
-    dropped: Counter[str]
+    drop_reasons: Sequence[str | None]
+    teacher_token_logps: Float[Tensor, " teacher_tokens"]
     selection: Selection
     starts: ChunkStarts | None = None
     canonical: CanonicalPaths | None = None
@@ -201,6 +203,11 @@ class MicroBatch:
         scored, charged = (self.chunks >= 0).sum(), self.charged.sum()
         every = torch.full_like(scored, len(self.chunks))
         return torch.stack([scored, charged, every if self.selection.imitate else scored + charged, every])
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Reason -> number of student tokens that are in no chunk that is trained on."""
+        return Counter(reason for reason in self.drop_reasons if reason is not None)
 
     @property
     def num_chunks(self) -> int:
@@ -242,8 +249,7 @@ def assemble(
     scorer = teacher_token_logps.device
     teacher_logps = sum_by_chunk(teacher_token_logps, torch.tensor(teacher_chunks, device=scorer), len(chunk_bytes))
     scored = teacher_logps.isfinite().tolist()
-    # The larger of the two counts of tokens.
-    sizes = Counter(chunks) | Counter(teacher_chunks)
+    sizes = _longer_sides(chunks, teacher_chunks)
     why = [
         "unfinished" if c in unfinished else selection.drop_reason(sizes[c], c in blank) if scored[c] else "teacher"
         for c in range(len(chunk_bytes))
@@ -263,11 +269,17 @@ def assemble(
         chunk_bytes=to_device(torch.tensor(chunk_bytes, dtype=torch.long), device),
         charged=to_device(torch.tensor(charged, dtype=torch.bool), device),
         leaving=to_device(torch.tensor(leaving, dtype=torch.bool), device),
+        drop_reasons=reasons,
+        teacher_token_logps=teacher_token_logps,
         selection=selection,
-        dropped=Counter(reason for reason in reasons if reason is not None),
         starts=starts,
         rollouts=rollouts,
     )
+
+
+def _longer_sides(chunks: Sequence[int], teacher_chunks: Sequence[int]) -> Counter[int]:
+    """The larger of the two counts of tokens of each chunk."""
+    return Counter(chunks) | Counter(teacher_chunks)
 
 
 def _bytes_by_chunk(alignment: Alignment) -> list[int]:
