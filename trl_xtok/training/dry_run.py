@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from trl import get_peft_config
+from trl.trainer.utils import get_peft_config
 
 from ..alignment.aligner import TokenizerAligner
 from ..planning.gpus import GPUS

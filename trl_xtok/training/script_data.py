@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
-from trl import get_dataset
+from trl.scripts.utils import get_dataset
 
 from ..errors import ConfigError, DataError
 from .script_arguments import Arguments
