@@ -9,12 +9,15 @@ import os
 import subprocess
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .config_file import read_config_file
 from .notices import quiet_notices
 
+
+if TYPE_CHECKING:
+    from ..training.script_arguments import GKDParser
 
 PROG = "trl-xtok gkd"
 # What Accelerate or torchrun have set where they started this process.
@@ -66,7 +69,7 @@ class _Launch:
         given: What it did not know of the command line.
     """
 
-    def __init__(self, parser: Any, in_config: Sequence[str], given: Sequence[str]):
+    def __init__(self, parser: "GKDParser", in_config: Sequence[str], given: Sequence[str]):
         from accelerate.commands.launch import launch_command_parser
 
         from ..training.trl_compat import resolve_accelerate_config_argument
