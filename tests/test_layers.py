@@ -92,6 +92,7 @@ LAYERS = [
     "report.figures",
     "cli.arguments",
     "cli.config_file",
+    "cli.notices",
     "cli.chunk_view",
     "cli.tokenizers",
     "cli.audit_texts",

@@ -89,6 +89,7 @@ class TestRefusals:
             (["--model_name_or_path", "no/such-model"], "The tokenizer of 'no/such-model' cannot be loaded"),
             (["--teacher_model_name_or_path", "/no/folder"], "The tokenizer of '/no/folder' cannot be loaded"),
             (["--dataset_name", "no/such-data"], "The dataset 'no/such-data' cannot be loaded"),
+            (["--dataset_name", "prompt.jsonl"], "looks like a file, and there is none of this name"),
             (["--dataset_train_split", "validation"], "splits train, and none of them is 'validation'"),
             (["--max_new_tokens", "200"], "leaves no room for a prompt within `max_length=128`"),
             (["--lora_r", "8"], "`--lora_r 8` has no effect without `--use_peft`"),

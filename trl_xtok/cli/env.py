@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import XTokError
+from .notices import quiet_notices
 
 
 # As they are called on PyPI.
@@ -29,6 +30,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the environment."""
+    quiet_notices()
     lines = {"Platform": platform.platform(), "Python": platform.python_version()}
     lines |= {name: _version(name) for name in _PACKAGES}
     lines |= _hardware()

@@ -5,17 +5,19 @@ for more, Accelerate starts this command again in each of them.
 """
 
 import argparse
-import logging
 import os
 import subprocess
-import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .config_file import read_config_file
+from .notices import quiet_notices
 
+
+if TYPE_CHECKING:
+    from ..training.script_arguments import GKDParser
 
 PROG = "trl-xtok gkd"
 # What Accelerate or torchrun have set where they started this process.
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     argv, config = read_config_file(args.raw)
     # Before torch and the Hub are imported, which read some of them only then.
     os.environ.update({name: str(value) for name, value in config.get("env", {}).items()})
-    _quiet()
+    quiet_notices()
     from ..training.script_arguments import GKDParser
 
     parser = GKDParser(PROG)
@@ -58,14 +60,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _quiet() -> None:
-    """Keep two notices off the screen that a user can do nothing about."""
-    # TRL 1.16 sets the name that transformers 5.23 gave up.
-    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-    # It asks for a package that would make 4-bit models faster on a CPU.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-
 class _Launch:
     """How Accelerate is to start the training.
 
@@ -75,7 +69,7 @@ class _Launch:
         given: What it did not know of the command line.
     """
 
-    def __init__(self, parser: Any, in_config: Sequence[str], given: Sequence[str]):
+    def __init__(self, parser: "GKDParser", in_config: Sequence[str], given: Sequence[str]):
         from accelerate.commands.launch import launch_command_parser
 
         from ..training.trl_compat import resolve_accelerate_config_argument

@@ -5,6 +5,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable
+from types import FunctionType
 from typing import Any
 
 from ..training.config_checks import DICTIONARIES, ONLY_VALUE
@@ -114,6 +115,6 @@ def _value(action: argparse.Action) -> str:
         return " [BOOL]"
     if action.dest.endswith("_kwargs") or action.dest in DICTIONARIES:
         return " JSON"
-    name = "" if action.type is None else action.type.__name__
+    name = action.type.__name__ if isinstance(action.type, type | FunctionType) else ""
     value = {"int": "INT", "float": "FLOAT", "string_to_bool": "BOOL"}.get(name, "TEXT")
     return f" {value} [...]" if action.nargs == "+" else f" {value}"

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from trl import get_peft_config
+from trl.trainer.utils import get_peft_config
 
 from ..alignment.aligner import TokenizerAligner
 from ..planning.gpus import GPUS
@@ -60,7 +60,7 @@ def check_run(arguments: Arguments) -> CheckedRun:
     args, student = arguments.training, arguments.model.model_name_or_path
     setup.check_args(args, student)
     setup.refuse_arguments(student, get_peft_config(arguments.model))
-    setup.check_quantization(student, args, student_quantization(arguments.model))
+    setup.check_student_loading(student, args, student_quantization(arguments.model))
     teacher = setup.check_teacher(None, student, args)
     tokenizers = (
         loading.load_student_tokenizer(None, student, args),
@@ -69,7 +69,7 @@ def check_run(arguments: Arguments) -> CheckedRun:
     configs = loading.read_config(student, args.model_init_kwargs, args), loading.read_teacher_config(teacher, args)
     collator = setup.make_collator(*tokenizers, *configs, args)
     datasets = prepare_datasets(*load_datasets(arguments), collator, args, None)
-    objective = choose_objective(args, TokenizerAligner(*tokenizers))
+    objective = choose_objective(args, TokenizerAligner(*tokenizers), datasets[1])
     return CheckedRun(arguments, objective, *tokenizers, *configs, collator.teacher_chat_template, *datasets)
 
 

@@ -1,7 +1,8 @@
 """What `trl-xtok gkd` does with its arguments, as TRL's scripts do: from names to a saved student."""
 
 from transformers import BitsAndBytesConfig
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl.trainer.model_config import ModelConfig
+from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from ..errors import ConfigError
 from .script_arguments import Arguments

@@ -4,9 +4,11 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, NoReturn
 
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser
+from trl.trainer.model_config import ModelConfig
 
 from ..errors import ConfigError
 from .config import CrossTokenizerGKDConfig
@@ -95,7 +97,7 @@ class GKDParser(TrlParser):
         _refuse_ignored(arguments)
         return arguments
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Parse, and say whose JSON it is that cannot be read."""
         parsed, unknown = super().parse_known_args(args, namespace)
         for name in CrossTokenizerGKDConfig._VALID_DICT_FIELDS:
@@ -147,7 +149,7 @@ def _expected(action: argparse.Action) -> str:
 
 def _type_name(action: argparse.Action) -> str:
     # A function of the parser where None is allowed, too.
-    return "" if action.type is None else action.type.__name__
+    return action.type.__name__ if isinstance(action.type, type | FunctionType) else ""
 
 
 def _refuse_ignored(arguments: Arguments) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
-from trl import get_dataset
+from trl.scripts.utils import get_dataset
 
 from ..errors import ConfigError, DataError
 from .script_arguments import Arguments
@@ -62,6 +62,10 @@ def _load(arguments: Arguments, split: str) -> Any:
     if path.is_dir() and any((path / name).is_file() for name in _SAVED):
         saved = load_from_disk(str(path))
         return _take(saved if isinstance(saved, DatasetDict) else {"train": saved}, split)
+    if path.suffix in _BUILDERS and not path.exists():
+        raise DataError(
+            f"The dataset {str(path)!r} looks like a file, and there is none of this name. Check the path."
+        )
     source: dict[str, Any] = {"path": str(path) if path.exists() else script.dataset_name}
     if path.is_file():
         source = {"path": _builder(path), "data_files": str(path)}
