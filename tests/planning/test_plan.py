@@ -132,9 +132,14 @@ def test_a_foreign_quantization_is_refused():
         quantized(ModelSpec(config), None)
 
 
+def test_a_configuration_that_contradicts_itself_is_refused():
+    with pytest.raises(ModelError, match="Either its configuration contradicts itself"):
+        peak(teacher=ModelSpec(Qwen2Config(**SHAPE | {"num_key_value_heads": 32})))
+
+
 def test_experts_are_refused():
     config = Qwen3MoeConfig(**SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
-    with pytest.raises(ModelError, match="depends on values"):
+    with pytest.raises(ModelError, match="a router chooses experts"):
         peak(teacher=ModelSpec(config))
 
 

@@ -12,11 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache
 
 from ..errors import ModelError
@@ -178,10 +174,11 @@ class WeightlessModel:
         try:
             with self._fake, self._memory:
                 yield
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        except RuntimeError as error:
             raise ModelError(
-                f"What {type(self._lm).__name__} does depends on values ({error}), as where a router chooses experts, "
-                f"so its memory while it is to {phase} cannot be read from its configuration."
+                f"{type(self._lm).__name__} cannot be walked through without weights while it is to {phase}: {error} "
+                "Either its configuration contradicts itself, or what it does depends on values, as where a router "
+                "chooses experts. Its memory cannot be planned."
             ) from error
 
 
