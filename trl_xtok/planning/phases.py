@@ -4,10 +4,10 @@ Forward and backward are those of the real layers, so what autograd keeps, what 
 copies need no formula. The losses are stood in for by the blocks that they hold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -113,7 +113,7 @@ class WeightlessModel:
             _hold(self._memory, "loss blocks", walk.block_bytes, states)
             return Peak(self._memory.peak - base, dict(self._memory.parts_at_peak))
 
-    def train(self, walk: Walk, *, checkpointing: dict[str, Any] | None, passes: int = 1) -> Peak:
+    def train(self, walk: Walk, *, checkpointing: Mapping[str, Any] | None, passes: int = 1) -> Peak:
         """Forward and backward.
 
         Args:
@@ -129,7 +129,7 @@ class WeightlessModel:
                 waiting: list[Tensor] = []
                 with self._precision():
                     states = self._states(walk)
-                    head = self._lm.get_output_embeddings().weight
+                    head = cast(Any, self._lm.get_output_embeddings()).weight
                     is_tied = head is self._lm.get_input_embeddings().weight
                     loss = _BlockLoss.apply(states, head, self._memory, walk, waiting if is_tied else None).sum()
                 del states
@@ -139,7 +139,7 @@ class WeightlessModel:
             self._model.zero_grad()
         return peak
 
-    def _prepare(self, checkpointing: dict[str, Any] | None) -> None:
+    def _prepare(self, checkpointing: Mapping[str, Any] | None) -> None:
         self._model.train()
         if checkpointing is None:
             self._lm.activation_checkpointing_disable()
@@ -217,7 +217,8 @@ class _BlockLoss(torch.autograd.Function):
 
 
 def _cached_bytes(cache: DynamicCache) -> int:
-    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None)
+    layers = cast("list[Any]", cache.layers)
+    return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
 
 
 def _hold(memory: LiveMemory, name: str, size: int, beside: Tensor) -> None:
