@@ -1,5 +1,6 @@
 """What an audit says of real tokenizers."""
 
+import io
 import json
 from collections import Counter
 
@@ -95,8 +96,8 @@ def test_less_than_min_coverage_is_unusable():
 
 
 def test_json_has_the_same_keys_whatever_is_found():
-    dicts = [audit("qwen3", "qwen3_base").to_dict(), audit("llama3", "unigram", texts={"x": "déjà"}).to_dict()]
-    assert dicts == json.loads(json.dumps(dicts))
+    found = audit("qwen3", "qwen3_base"), audit("llama3", "unigram", texts={"x": "déjà"})
+    dicts = json.loads(json.dumps([each.to_dict() for each in found]))
     assert dicts[0].keys() == dicts[1].keys()
     assert dicts[0]["samples"][0].keys() == dicts[1]["texts"][0].keys() == dicts[1]["total"].keys()
 
@@ -124,7 +125,7 @@ def test_no_token_is_lost_between_the_chunks(pair):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_it_fits_a_terminal(width):
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, file=io.StringIO())
     print_audit(audit("llama3", "unigram", texts={"[bold]x": "déjà vu"}), console)
     text = console.export_text()
     assert "[bold]x" in text
