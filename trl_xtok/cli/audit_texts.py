@@ -66,6 +66,8 @@ def _load(name: str, split: str) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
+    # Its bars would stand before what is wrong.
+    datasets.disable_progress_bars()
     path = Path(name)
     if path.is_file() and path.suffix not in _FORMATS:
         raise DataError(f"The file {name!r} ends in none of {', '.join(_FORMATS)}, so its format is not known.")
