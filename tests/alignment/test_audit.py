@@ -1,5 +1,6 @@
 """What an audit says of real tokenizers."""
 
+import io
 import json
 from collections import Counter
 
@@ -11,7 +12,7 @@ from trl_xtok import TokenizerAudit, audit_tokenizers
 from trl_xtok.alignment.audit_samples import SAMPLES
 from trl_xtok.alignment.audit_table import print_audit
 from trl_xtok.alignment.text_audit import ChunkPieces, chunk_pieces
-from trl_xtok.errors import DataError, TokenizerError
+from trl_xtok.errors import DataError
 
 
 def audit(student: str, teacher: str, **options) -> TokenizerAudit:
@@ -24,7 +25,7 @@ def audit(student: str, teacher: str, **options) -> TokenizerAudit:
         pytest.param("qwen3", "qwen3_base", "same vocabulary", "equal", id="one vocabulary"),
         pytest.param("llama3", "qwen3", "good", "overlap", id="two byte-level vocabularies"),
         pytest.param("smollm2", "mistral1", "good", "overlap", id="byte level and SentencePiece"),
-        pytest.param("llama3", "wordpiece", "unusable", "overlap", id="a teacher that lower-cases"),
+        pytest.param("llama3", "wordpiece", "usable", "overlap", id="a teacher that lower-cases"),
     ],
 )
 def test_level_and_relation(student, teacher, level, relation):
@@ -74,7 +75,6 @@ def test_counts_are_those_of_the_aligner():
     for text in found.samples:
         alignment = pair.align(pair.student_ids(SAMPLES[text.name]))
         assert (text.coverage, text.dropped) == (pytest.approx(alignment.coverage), alignment.dropped)
-        assert text.round_trip == ("unspellable" not in alignment.dropped)
     assert found.total.dropped == sum((Counter(text.dropped) for text in found.samples), Counter())
 
 
@@ -89,14 +89,15 @@ def test_texts_without_text_are_refused():
         audit("llama3", "qwen3", texts={"a": "", "b": ""})
 
 
-def test_a_slow_tokenizer_is_refused():
-    with pytest.raises(TokenizerError, match="not a fast tokenizer"):
-        audit_tokenizers(tokenizer("llama3"), "not a tokenizer")
+def test_less_than_min_coverage_is_unusable():
+    found = audit("llama3", "wordpiece", min_coverage=0.9)
+    assert found.level == "unusable"
+    assert "less than `min_coverage=0.9`" in found.verdict
 
 
 def test_json_has_the_same_keys_whatever_is_found():
-    dicts = [audit("qwen3", "qwen3_base").to_dict(), audit("llama3", "unigram", texts={"x": "déjà"}).to_dict()]
-    assert dicts == json.loads(json.dumps(dicts))
+    found = audit("qwen3", "qwen3_base"), audit("llama3", "unigram", texts={"x": "déjà"})
+    dicts = json.loads(json.dumps([each.to_dict() for each in found]))
     assert dicts[0].keys() == dicts[1].keys()
     assert dicts[0]["samples"][0].keys() == dicts[1]["texts"][0].keys() == dicts[1]["total"].keys()
 
@@ -124,7 +125,7 @@ def test_no_token_is_lost_between_the_chunks(pair):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_it_fits_a_terminal(width):
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, file=io.StringIO())
     print_audit(audit("llama3", "unigram", texts={"[bold]x": "déjà vu"}), console)
     text = console.export_text()
     assert "[bold]x" in text

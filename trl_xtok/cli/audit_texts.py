@@ -64,7 +64,10 @@ def read_dataset(name: str, *, split: str, column: str | None, rows: int) -> dic
 
 def _load(name: str, split: str) -> Any:
     import datasets
+    from datasets.exceptions import DatasetsError
 
+    # Its bars would stand before what is wrong.
+    datasets.disable_progress_bars()
     path = Path(name)
     if path.is_file() and path.suffix not in _FORMATS:
         raise DataError(f"The file {name!r} ends in none of {', '.join(_FORMATS)}, so its format is not known.")
@@ -75,7 +78,7 @@ def _load(name: str, split: str) -> Any:
             loaded = datasets.load_from_disk(name)
         else:
             return datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(
             f"The dataset {name!r} cannot be loaded: {reason} Check the path, or the name on the Hub and your "

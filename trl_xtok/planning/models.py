@@ -69,9 +69,12 @@ def place(model: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else move(buffer)
         for name, parameter in module._parameters.items():
-            if parameter is not None and not isinstance(moved := move(parameter), nn.Parameter):
+            if parameter is None:
+                continue
+            moved = move(parameter)
+            if not isinstance(moved, nn.Parameter):
                 placed[id(parameter)] = moved = nn.Parameter(moved, requires_grad=parameter.requires_grad)
-            module._parameters[name] = None if parameter is None else moved
+            module._parameters[name] = moved
 
 
 def _build(spec: ModelSpec) -> nn.Module:
@@ -107,7 +110,7 @@ def quantized(spec: ModelSpec, quantization: Mapping[str, Any] | None) -> ModelS
     if quantization is None:
         if saved is None:
             return spec
-        quantization = saved if isinstance(saved, Mapping) else saved.to_dict()
+        quantization = cast("Mapping[str, Any]", saved)
         if quantization.get("quant_method") not in (None, "bitsandbytes"):
             raise ModelError(
                 f"The model {spec.config.model_type!r} was quantized with {quantization['quant_method']!r}, whose "

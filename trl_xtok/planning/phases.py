@@ -4,19 +4,15 @@ Forward and backward are those of the real layers, so what autograd keeps, what 
 copies need no formula. The losses are stood in for by the blocks that they hold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache
 
 from ..errors import ModelError
@@ -97,13 +93,15 @@ class WeightlessModel:
             cache = DynamicCache(config=self._lm.config.get_text_config(decoder=True))
             memory.start()
             self._next(ids[:, : walk.prompt], mask[:, : walk.prompt], cache)
+            first_peak, cached = memory.peak, _cached_bytes(cache)
             if walk.completion > 2:
                 # What it leaves behind is what single steps would leave; what it takes on the way is not.
                 with memory.paused():
                     self._next(ids[:, walk.prompt : -1], mask[:, :-1], cache)
             self._next(ids[:, -1:], mask, cache)
-            parts = memory.parts_at_peak
-        return Peak(memory.peak - base, dict(parts))
+            if memory.peak > first_peak:
+                cached = _cached_bytes(cache)
+        return Peak(memory.peak - base, memory.parts_at_peak | {"KV cache": cached})
 
     def score(self, walk: Walk) -> Peak:
         """Log-probs of completions, without a gradient."""
@@ -115,7 +113,7 @@ class WeightlessModel:
             _hold(self._memory, "loss blocks", walk.block_bytes, states)
             return Peak(self._memory.peak - base, dict(self._memory.parts_at_peak))
 
-    def train(self, walk: Walk, *, checkpointing: dict[str, Any] | None, passes: int = 1) -> Peak:
+    def train(self, walk: Walk, *, checkpointing: Mapping[str, Any] | None, passes: int = 1) -> Peak:
         """Forward and backward.
 
         Args:
@@ -131,7 +129,7 @@ class WeightlessModel:
                 waiting: list[Tensor] = []
                 with self._precision():
                     states = self._states(walk)
-                    head = self._lm.get_output_embeddings().weight
+                    head = cast(Any, self._lm.get_output_embeddings()).weight
                     is_tied = head is self._lm.get_input_embeddings().weight
                     loss = _BlockLoss.apply(states, head, self._memory, walk, waiting if is_tied else None).sum()
                 del states
@@ -141,7 +139,7 @@ class WeightlessModel:
             self._model.zero_grad()
         return peak
 
-    def _prepare(self, checkpointing: dict[str, Any] | None) -> None:
+    def _prepare(self, checkpointing: Mapping[str, Any] | None) -> None:
         self._model.train()
         if checkpointing is None:
             self._lm.activation_checkpointing_disable()
@@ -155,8 +153,6 @@ class WeightlessModel:
     def _next(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> None:
         """One step of generation, and the drawing of a token."""
         out = self._lm(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        keys_and_values = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        self._memory.parts["KV cache"] = sum(tensor.nbytes for tensor in keys_and_values)
         logits = out.logits[:, -1].to(copy=True, dtype=torch.float32)
         self._memory.parts["rollout logits"] = out.logits.nbytes + 2 * logits.nbytes
         torch.multinomial(logits.softmax(-1), 1)
@@ -178,10 +174,11 @@ class WeightlessModel:
         try:
             with self._fake, self._memory:
                 yield
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        except RuntimeError as error:
             raise ModelError(
-                f"What {type(self._lm).__name__} does depends on values ({error}), as where a router chooses experts, "
-                f"so its memory while it is to {phase} cannot be read from its configuration."
+                f"{type(self._lm).__name__} cannot be walked through without weights while it is to {phase}: {error} "
+                "Either its configuration contradicts itself, or what it does depends on values, as where a router "
+                "chooses experts. Its memory cannot be planned."
             ) from error
 
 
@@ -217,6 +214,11 @@ class _BlockLoss(torch.autograd.Function):
                 ctx.waiting.append(grad_head)
                 grad_head = None
         return grad_states, grad_head, None, None, None
+
+
+def _cached_bytes(cache: DynamicCache) -> int:
+    layers = cast("list[Any]", cache.layers)
+    return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
 
 
 def _hold(memory: LiveMemory, name: str, size: int, beside: Tensor) -> None:
