@@ -3,6 +3,7 @@
 import random
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -11,6 +12,7 @@ from tests.alignment import texts
 from tests.alignment.pairs import aligner, pair_id, sampled, tokenizer
 from trl_xtok import TokenizerAligner
 from trl_xtok.alignment.text_encoder import TextEncoder
+from trl_xtok.alignment.token_bytes import token_bytes
 from trl_xtok.alignment.vocab_map import prefix_classes
 
 
@@ -86,16 +88,30 @@ def test_32_000_tokens_take_under_half_a_second(pair, kind):
     assert min(ratio for _, ratio in rounds) < 5
 
 
+def best_of_three(work: Callable[[], object]) -> float:
+    """Processor time of the round that was disturbed least; processes beside this one slow it down."""
+
+    def timed() -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    return min(timed() for _ in range(3))
+
+
 def test_reading_the_largest_vocabulary_takes_under_three_seconds():
-    """Gemma 3: 262,144 entries, 33 MB of JSON. The copy makes sure that nothing was read before."""
-    copy = PreTrainedTokenizerFast(tokenizer_object=tokenizer("gemma3").backend_tokenizer, eos_token="<eos>")
-    start = time.process_time()
-    TokenizerAligner(copy, tokenizer("qwen3"))
-    assert time.process_time() - start < 3
+    """Gemma 3: 262,144 entries, 33 MB of JSON. The copies make sure that nothing was read before."""
+    backend = tokenizer("gemma3").backend_tokenizer
+    copies = [PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>") for _ in range(3)]
+    assert best_of_three(lambda: TokenizerAligner(copies.pop(), tokenizer("qwen3"))) < 3
+
+
+def test_a_table_that_was_built_is_had_at_once():
+    tokens = PreTrainedTokenizerFast(tokenizer_object=tokenizer("gemma3").backend_tokenizer)
+    token_bytes(tokens)
+    assert best_of_three(lambda: token_bytes(tokens)) < 0.3
 
 
 def test_prefix_classes_of_150_000_tokens_take_under_five_seconds():
     student, teacher = TextEncoder(tokenizer("llama3"), unicode_forms=False), TextEncoder(tokenizer("qwen3"))
-    start = time.process_time()
-    prefix_classes(student, teacher, ends={})
-    assert time.process_time() - start < 5
+    assert best_of_three(lambda: prefix_classes(student, teacher, ends={})) < 5

@@ -1,7 +1,6 @@
 """The bytes of single tokens, on real tokenizers; and the tokenizers of which they cannot be known."""
 
 import json
-import time
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders
@@ -183,11 +182,6 @@ def test_what_is_no_tokenizer_is_refused():
         TextEncoder("Qwen/Qwen3-8B")
 
 
-def test_a_table_is_built_once_in_less_than_three_seconds():
+def test_a_table_is_built_once():
     tokens = PreTrainedTokenizerFast(tokenizer_object=tokenizer("gemma3").backend_tokenizer)
-    start = time.process_time()
-    first = token_bytes(tokens)
-    built = time.process_time()
-    assert token_bytes(tokens) is first
-    assert built - start < 3
-    assert time.process_time() - built < 0.3
+    assert token_bytes(tokens) is token_bytes(tokens)

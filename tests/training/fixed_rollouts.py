@@ -142,6 +142,7 @@ def train_one_step(
     prompts: list[str] | None = None,
     written: list[str] | None = None,
     streamed: bool = False,
+    streamed_evaluation: bool = False,
     peft_config: LoraConfig | None = None,
     **changes: Any,
 ) -> Step:
@@ -156,6 +157,7 @@ def train_one_step(
         prompts: Prompts to sample for.
         written: The dataset's completion of each prompt.
         streamed: Whether the dataset is an iterable one.
+        streamed_evaluation: Whether that to evaluate on is.
         peft_config: Adapter to train.
         **changes: Changed training arguments.
     """
@@ -172,7 +174,7 @@ def train_one_step(
         tiny_args(folder, train_sampling_strategy="sequential", max_grad_norm=0, **changes),
         trainer_class=FixedTrainer,
         train_dataset=dataset,
-        eval_dataset=dataset,
+        eval_dataset=dataset.to_iterable_dataset() if streamed_evaluation else dataset,
         compute_metrics=lambda prediction: {"num_completions": len(prediction.predictions)},
         callbacks=[recorder],
         peft_config=peft_config,

@@ -154,6 +154,11 @@ def test_completions_of_evaluations_have_their_own_files(build, tmp_path, capsys
     assert "Step 1 (eval_a)" in capsys.readouterr().out
 
 
+def test_an_evaluation_dataset_may_be_called_like_a_repository(build, tmp_path):
+    build(arguments={"eval_dataset": {"org/name": prompt_dataset(["Hi"])}}).evaluate()
+    assert files(tmp_path) == ["eval_org_name_completions_00000.parquet"]
+
+
 def test_completions_that_the_student_did_not_write_have_no_reverse_kl(build, tmp_path):
     dataset = prompt_dataset(PROMPTS[:2]).add_column("completion", [" red.", " green."])
     trainer = build(arguments={"train_dataset": dataset}, lmbda=0.0, objective="chunk_jsd")
@@ -169,8 +174,11 @@ def test_completions_that_the_student_did_not_write_have_no_reverse_kl(build, tm
 
 
 class Tracker(SimpleNamespace):
+    """Both in one: wandb shows its run as `run`, trackio in a context variable."""
+
     def __init__(self, run: object):
-        super().__init__(run=run, logged=[])
+        current = SimpleNamespace(current_run=SimpleNamespace(get=lambda: run))
+        super().__init__(run=run, context_vars=current, logged=[])
 
     def log(self, values: dict[str, object]) -> None:
         self.logged.append(values)
@@ -181,7 +189,7 @@ class Tracker(SimpleNamespace):
 
 @pytest.mark.parametrize("unique", [False, True])
 def test_trackers_get_a_table(build, monkeypatch, unique):
-    trackers = {"wandb": Tracker(run=object()), "trackio": Tracker(run=None)}
+    trackers = {"wandb": Tracker(run=object()), "trackio": Tracker(run=object())}
     for name, tracker in trackers.items():
         monkeypatch.setitem(sys.modules, name, tracker)
     trainer = build(
@@ -200,9 +208,11 @@ def test_trackers_get_a_table(build, monkeypatch, unique):
         assert list(table) == COLUMNS
 
 
-def test_a_tracker_without_a_run_gets_nothing(build, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", tracker := Tracker(run=None))
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_without_a_run_gets_nothing(build, monkeypatch, name):
+    """As before training, and after it."""
+    monkeypatch.setitem(sys.modules, name, tracker := Tracker(run=None))
     trainer = build()
-    trainer.args.report_to = ["wandb"]
-    trainer.train()
+    trainer.args.report_to = [name]
+    trainer.evaluate(prompt_dataset(["Hi"]))
     assert not tracker.logged

@@ -65,5 +65,5 @@ def test_images_are_refused(row):
     "row", [{"prompt": "Hi"}, {"prompt": [USER]}, {"messages": [USER]}, {"prompt": "Hi", "messages": [USER, ANSWER]}]
 )
 def test_a_row_without_completion(row):
-    with pytest.raises(DataError, match="trains on the dataset's completions"):
+    with pytest.raises(DataError, match="completions are asked for"):
         read_completion(row)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from tests.training.fixed_rollouts import FixedTrainer, rollouts, stop, text
 from tests.training.reference import Reference, token_logps
@@ -39,17 +40,19 @@ def test_reverse_kl_is_log_ratio_over_bytes(logged, teacher_path, changes):
     texts = dict(zip(PROMPTS, PLAIN + PLAIN, strict=True))
     completions = {prompt: text(content) + stop() for prompt, content in texts.items()}
     log, reference = logged(completions, teacher_path, **changes)
-    log_ratio, end_log_ratio = 0.0, 0.0
+    log_ratio, end_log_ratio, surprise = 0.0, 0.0, 0.0
     with torch.no_grad():
         for prompt in texts:
             student_prompt, teacher_prompt = reference.tokenize(prompt)
             teacher_ids = reference.aligner.align(completions[prompt]).teacher_ids
             student = token_logps(reference.student, student_prompt, completions[prompt])
             teacher = token_logps(reference.teacher, teacher_prompt, teacher_ids)
+            surprise -= float(student.sum())
             log_ratio += float(student[:-1].sum() - teacher[:-1].sum())
             end_log_ratio += float(student[-1] - teacher[-1])
     assert log["xtok/reverse_kl_per_byte"] == pytest.approx(log_ratio / sum(map(len, texts.values())), rel=1e-4)
     assert log["xtok/reverse_kl_end"] == pytest.approx(end_log_ratio / len(texts), rel=1e-4)
+    assert log["entropy"] == pytest.approx(surprise / sum(map(len, completions.values())), rel=1e-4)
     assert log["xtok/coverage"] == log["xtok/stop_rate"] == 1
 
 
@@ -82,3 +85,22 @@ def test_noncanonical_and_stopped_rollouts_are_counted(logged):
     assert log["xtok/stop_rate"] == 5 / 8
     assert log["completions/min_length"] == 0
     assert log["num_tokens"] > sum(map(len, rollouts().values()))
+
+
+def test_the_losses_of_both_kinds_of_steps_are_told_apart(tmp_path, padded_student_path, teacher_path):
+    dataset = Dataset.from_dict({"prompt": PROMPTS, "completion": [f"{answer} and more" for answer in PLAIN * 2]})
+    runs = {"mixed": {"lmbda": 0.5, "logging_steps": 6}, "apart": {"lmbda": 0.5, "logging_steps": 1}}
+    logs = {}
+    for name, changes in runs.items():
+        options = {"objective": "chunk_jsd", "max_steps": 6, "gradient_accumulation_steps": 2, "seed": 3}
+        trainer = tiny_trainer(
+            padded_student_path, teacher_path, tiny_args(tmp_path, **options, **changes), train_dataset=dataset
+        )
+        trainer.train()
+        logs[name] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    (mixed,), apart = logs["mixed"], logs["apart"]
+    for kind in ("on_policy_loss", "off_policy_loss"):
+        losses = [entry["loss"] for entry in apart if kind in entry]
+        assert 0 < len(losses) < 6
+        assert losses == pytest.approx([entry[kind] for entry in apart if kind in entry])
+        assert mixed[kind] == pytest.approx(sum(losses) / len(losses))

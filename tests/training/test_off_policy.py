@@ -226,13 +226,13 @@ def test_prompts_to_evaluate_on_need_no_completion(build):
     ],
 )
 def test_rows_without_a_completion_are_refused(build, rows):
-    with pytest.raises(DataError, match="trains on the dataset's completions"):
+    with pytest.raises(DataError, match="completions are asked for"):
         build(objective="chunk_jsd", dataset=Dataset.from_dict(rows))
 
 
 def test_a_later_row_without_completion_shows_before_training_or_at_its_step(build):
     rows = Dataset.from_dict({"prompt": ["Hi", "Ho"], "completion": [" there", None]})
-    with pytest.raises(DataError, match=r"Row 1 of `train_dataset`: .*trains on the dataset's completions"):
+    with pytest.raises(DataError, match=r"Row 1 of `train_dataset`: .*completions are asked for"):
         build(objective="chunk_jsd", dataset=rows)
     trainer = build(objective="chunk_jsd", dataset=rows.to_iterable_dataset(), max_steps=2)
     with pytest.raises(DataError, match="one of its rows has no completion"):

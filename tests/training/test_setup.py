@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
-from peft import PromptTuningConfig, TaskType, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PolyConfig, PromptTuningConfig, TaskType, get_peft_model
 from trl import SFTConfig
 
 from tests import real_tokenizers
@@ -119,6 +119,21 @@ class TestDatasets:
         with pytest.raises(TemplateError, match=r"roles \['system', 'user'\].*Only user and assistant roles"):
             build(train_dataset=Dataset.from_list(rows), teacher_chat_template_path=str(file))
 
+    @pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+    def test_sampling_by_length_needs_lengths(self, build, strategy):
+        with pytest.raises(ConfigError, match=r"needs the lengths.*`train_dataset` has the columns prompt and none"):
+            build(train_sampling_strategy=strategy)
+
+    def test_sorted_evaluation_needs_lengths_too(self, build):
+        """Else the first evaluation would fail."""
+        dataset = prompt_dataset(["Hi", "Why?"]).add_column("length", [2, 4])
+        with pytest.raises(ConfigError, match="needs the lengths of the rows, but `eval_dataset`"):
+            build(train_dataset=dataset, eval_dataset=prompt_dataset(), train_sampling_strategy="group_by_length")
+
+    def test_a_stream_cannot_be_sorted(self, build):
+        with pytest.raises(ConfigError, match="has no effect on `train_dataset`, which is a stream"):
+            build(train_dataset=prompt_dataset().to_iterable_dataset(), train_sampling_strategy="group_by_length")
+
     def test_a_custom_collator_may_read_any_column(self, build, monkeypatch):
         """The check stops at an empty dataset; what is in the rows is the collator's affair."""
         reached = []
@@ -207,6 +222,24 @@ class TestArguments:
         model = get_peft_model(tiny_model("llama", 49152), config)
         with pytest.raises(ConfigError, match="PromptTuningConfig, which puts virtual tokens before the prompt"):
             build(model=model)
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        (AdaLoraConfig(task_type="CAUSAL_LM", total_step=10), r"AdaLoraConfig \(ADALORA\)"),
+        (PolyConfig(task_type="CAUSAL_LM"), r"PolyConfig \(POLY\)"),
+        (LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[1]), "LoraConfig with `alora_invocation_tokens`"),
+    ],
+)
+def test_adapters_with_a_forward_of_their_own_are_refused(build, config, found):
+    with pytest.raises(ConfigError, match=f"The adapter is a {found}, part of which PEFT does in a forward"):
+        build(peft_config=config)
+
+
+def test_settings_for_a_student_that_is_loaded_are_refused(build):
+    with pytest.raises(ConfigError, match="`model_init_kwargs` says how to load the student, but `model` is a loaded"):
+        build(model=tiny_model("llama", 49152), model_init_kwargs={"dtype": "bfloat16"})
 
 
 def test_several_gpus_in_one_process_are_refused(build, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from peft import get_peft_model
 
 from tests.training.hub_stand_in import hub
 from tests.training.runs import lora, shared_tokenizers
@@ -56,7 +57,7 @@ def test_a_checkpoint_has_a_model_card_with_teacher_method_and_paper(build, tmp_
 def test_student_and_teacher_of_the_hub_are_linked(build, tmp_path, adapter):
     trainer = build(arguments={"peft_config": adapter()})
     trainer.model.config._name_or_path = "someone/student"
-    trainer.teacher_model.config._name_or_path = "someone/teacher"
+    trainer.teacher.name = "someone/teacher"
     trainer.create_model_card(model_name="mine", dataset_name="someone/prompts", tags=["mine"])
     card = (tmp_path / "README.md").read_text()
     assert "The teacher was [someone/teacher](https://huggingface.co/someone/teacher);" in card
@@ -64,6 +65,13 @@ def test_student_and_teacher_of_the_hub_are_linked(build, tmp_path, adapter):
     written = front_matter(card)
     assert (written["base_model"], written["datasets"]) == ("someone/student", "someone/prompts")
     assert {"mine", "trl-xtok"} <= set(written["tags"])
+
+
+def test_a_teacher_with_an_adapter_is_named_by_it(build, tmp_path, load, teacher_path):
+    """And not by its base, which did not teach."""
+    get_peft_model(load(teacher_path), lora()).save_pretrained(tmp_path / "an_adapter")
+    build(teacher=str(tmp_path / "an_adapter")).create_model_card()
+    assert "The teacher was `an_adapter`;" in (tmp_path / "README.md").read_text()
 
 
 def test_a_teacher_without_a_name_is_said_to_have_none(tmp_path):

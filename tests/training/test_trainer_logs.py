@@ -14,7 +14,7 @@ from trl_xtok.training.metrics import DROP_REASONS
 
 # What users chart; a name that changes breaks their dashboards.
 LOGGED = {
-    *("loss", "grad_norm", "learning_rate", "epoch", "step", "num_tokens", "step_time"),
+    *("loss", "grad_norm", "learning_rate", "epoch", "step", "num_tokens", "step_time", "entropy"),
     *("xtok/coverage", "xtok/reverse_kl_per_byte", "xtok/noncanonical_ratio", "xtok/stop_rate"),
     "xtok/clipped_advantages",
     *(f"xtok/dropped_{reason}" for reason in DROP_REASONS),

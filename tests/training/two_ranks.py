@@ -89,6 +89,24 @@ def cases() -> dict[str, dict[str, Any]]:
         },
         "both ranks idle": {"completions": {p: text(" a") for p in PROMPTS[:2]} | cut, **batch},
         "streamed": {"completions": only(0, 1, 2, 3), "streamed": True, "evaluate": True, **batch},
+        "streamed evaluation": {
+            "completions": only(0, 1, 2, 3),
+            "streamed_evaluation": True,
+            "evaluate": True,
+            **batch,
+        },
+        # One rank has three of the rows and the other one, or none at all.
+        "uneven evaluation": {
+            "completions": only(0, 1, 2, 3),
+            "evaluate": True,
+            **(batch | {"per_device_eval_batch_size": 3}),
+        },
+        "evaluation on one rank": {
+            "completions": only(0, 1, 2, 3),
+            "evaluate": True,
+            "objective": "chunk_jsd",
+            **(batch | {"per_device_eval_batch_size": 4}),
+        },
         "sampled": {
             "completions": None,
             "prompts": ["The same prompt"] * 4,

@@ -27,10 +27,12 @@ def dry_run(arguments: "Arguments") -> None:
     from ..planning.plan_table import print_plan
     from ..training.dry_run import changed_arguments, check_run, plan_run
 
+    # Before what follows from them is written into them.
+    changed = changed_arguments(arguments)
     run = check_run(arguments)
     console = Console()
     console.rule("Arguments that are not at their defaults")
-    written = yaml.safe_dump(changed_arguments(arguments), sort_keys=False, allow_unicode=True)
+    written = yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)
     console.print(Text(written), soft_wrap=True)
     console.rule("Run")
     console.print(_summary(run))

@@ -5,8 +5,10 @@ for more, Accelerate starts this command again in each of them.
 """
 
 import argparse
+import logging
 import os
 import subprocess
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -32,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     argv, config = read_config_file(args.raw)
     # Before torch and the Hub are imported, which read some of them only then.
     os.environ.update({name: str(value) for name, value in config.get("env", {}).items()})
+    _quiet()
     from ..training.script_arguments import GKDParser
 
     parser = GKDParser(PROG)
@@ -53,6 +56,14 @@ def run(args: argparse.Namespace) -> int:
 
     train(arguments)
     return 0
+
+
+def _quiet() -> None:
+    """Keep two notices off the screen that a user can do nothing about."""
+    # TRL 1.16 sets the name that transformers 5.23 gave up.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+    # It asks for a package that would make 4-bit models faster on a CPU.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class _Launch:

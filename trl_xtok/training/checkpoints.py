@@ -5,7 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from datasets import IterableDataset
 from torch import nn
+from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
@@ -41,6 +43,22 @@ class ResumableGKDTrainer(GKDTrainer):
         elif resume_from_checkpoint:
             resume_from_checkpoint = check_complete(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_epochs: int, resume_from_checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Where in the data to begin: epochs that are over, and batches of the next that were trained on.
+
+        The parent finds both from the number of batches of an epoch. A stream has none before it ends, so what the
+        checkpoint says of the epoch is read, in which each batch counts as one of all that the run was to take.
+        """
+        began = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, resume_from_checkpoint, trial)
+        if resume_from_checkpoint is None or not isinstance(self.train_dataset, IterableDataset):
+            return began
+        saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
+        passes, part = divmod(saved.epoch or 0.0, 1)
+        steps = min(round(part * saved.max_steps), saved.global_step)
+        return int(passes), 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save one; a file of another run in the same folder must not make it look complete before it is."""

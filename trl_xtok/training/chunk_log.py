@@ -118,4 +118,4 @@ def write_chunks(rows: Sequence[dict[str, Any]], output_dir: str, step: int, pre
     folder = Path(output_dir, "completions")
     folder.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist([{"step": step, **row} for row in rows], schema=SCHEMA)
-    pq.write_table(table, folder / f"{prefix}chunks_{step:05d}.parquet", compression="zstd")
+    pq.write_table(table, folder / f"{prefix.replace('/', '_')}chunks_{step:05d}.parquet", compression="zstd")

@@ -76,12 +76,14 @@ def write_completions(rows: Sequence[Row], args: CrossTokenizerGKDConfig, step: 
     table.insert(0, "step", step)
     folder = Path(args.output_dir, "completions")
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(folder / f"{prefix}completions_{step:05d}.parquet")
+    # The name of an evaluation dataset may be that of a repository.
+    table.to_parquet(folder / f"{prefix.replace('/', '_')}completions_{step:05d}.parquet")
     if args.log_unique_prompts:
         table = table.drop_duplicates(subset=["prompt"])
     for name in _TRACKERS:
         if name in (args.report_to or ()):
             tracker = import_module(name)
-            # Before training there is no run of wandb, and it logs to nothing else.
-            if name != "wandb" or tracker.run is not None:
+            # Before training, and after it, there may be none, and then they fail.
+            run = tracker.run if name == "wandb" else tracker.context_vars.current_run.get()
+            if run is not None:
                 tracker.log({f"{prefix}completions": tracker.Table(dataframe=table)})

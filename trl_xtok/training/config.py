@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .best_metric import choose_metric, refuse_loss
 from .config_checks import (
     DICTIONARIES,
     ObjectiveName,
@@ -17,6 +17,7 @@ from .config_checks import (
     refuse_unsupported,
     take_alias,
 )
+from .config_values import as_json, has_bf16
 from .trl_compat import GKDConfig
 
 
@@ -108,6 +109,10 @@ class CrossTokenizerGKDConfig(GKDConfig):
             example of its own, with what stands before it as the prompt.
         generation_batch_size (`int`, *optional*):
             Number of completions generated together on one device. `None` is `per_device_train_batch_size`.
+        eval_on_dataset (`bool`, *optional*, defaults to `False`):
+            Whether evaluations score the completions of the dataset, as those of GKD do, instead of letting the
+            student write. The loss is that of steps that `lmbda` leaves to the dataset, or, with `chunk_rkl`, the
+            cross-entropy.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to print the (prompt, completion) pairs of the last step every `logging_steps` steps, and those of
             every evaluation, with the reverse KL per byte and the coverage of each; to write them to Parquet files in
@@ -211,6 +216,11 @@ class CrossTokenizerGKDConfig(GKDConfig):
         },
     )
 
+    eval_on_dataset: bool = field(
+        default=False,
+        metadata={"help": "Whether evaluations score the dataset's completions instead of letting the student write."},
+    )
+
     # Parameters that control the teacher and the prompts
     assistant_turns: Literal["last", "all"] = field(
         default="last",
@@ -257,16 +267,18 @@ class CrossTokenizerGKDConfig(GKDConfig):
 
     def __post_init__(self):
         take_alias(self)
+        choose_metric(self)
         if not torch.accelerator.is_available():
             self.use_cpu = True
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and _has_bf16(self.use_cpu)
+            self.bf16 = not self.fp16 and has_bf16(self.use_cpu)
             self.fp16 = self.fp16 or (not self.bf16 and not self.use_cpu and torch.cuda.is_available())
         super().__post_init__()
         refuse_unsupported(self)
         refuse_unread(self, self.objective)
         check_ranges(self)
         refuse_invalid(self, self.objective)
+        refuse_loss(self, self.objective)
         check_teacher(self)
         if self.dropped_advantage != "mean":
             self.dropped_advantage = read_charge(self.dropped_advantage, self.advantage_baseline)
@@ -282,16 +294,5 @@ class CrossTokenizerGKDConfig(GKDConfig):
         written = super().to_dict()
         for name in ("teacher_model_init_kwargs", "teacher_quantization_config"):
             if written[name] is not None:
-                written[name] = {key: _as_json(value) for key, value in written[name].items()}
+                written[name] = {key: as_json(value) for key, value in written[name].items()}
         return written
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    return value.to_dict() if isinstance(value, QuantizationConfigMixin) else value
-
-
-def _has_bf16(use_cpu: bool) -> bool:
-    """Whether bfloat16 is fast here: float32 is the reference on a CPU, and cards before Ampere only emulate it."""
-    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -6,6 +6,7 @@ A bad row shows then and not after hours. Datasets are stored as they were given
 import heapq
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -50,21 +51,67 @@ def prepare_datasets(
             "`train_dataset` is required, because rollouts start from its prompts. Pass a dataset with a `prompt`, a "
             "`messages` or a `conversations` column."
         )
-    for name, dataset in _by_name(train_dataset, eval_dataset):
+    _check_container("train_dataset", train_dataset)
+    for name, dataset in _named("eval_dataset", eval_dataset):
         _check_container(name, dataset)
     train, evaluation = split_datasets(train_dataset, args), split_datasets(eval_dataset, args)
-    for name, dataset in _by_name(train, evaluation):
-        first = _first_row(dataset)
-        if not first:
-            raise DataError(f"`{name}` is empty, so there are no prompts to start from. Check its split and filters.")
-        if data_collator is None:
-            _check_rows(name, dataset, first, collator)
-        if args.assistant_turns == "all" and dataset is train_dataset and ASSISTANT_TURN not in first:
-            raise ConfigError(
-                f"`assistant_turns='all'` has no effect on `train_dataset`, whose columns are {', '.join(first)}. "
-                "Leave it at 'last', or give conversations with their answers, for example as `messages`."
-            )
+    own_collators = (None, None) if data_collator else (collator, evaluation_collator(collator, args))
+    first = _check("train_dataset", train, own_collators[0], args)
+    if args.assistant_turns == "all" and ASSISTANT_TURN not in first:
+        raise ConfigError(
+            f"`assistant_turns='all'` has no effect on `train_dataset`, whose columns are {', '.join(first)}. "
+            "Leave it at 'last', or give conversations with their answers, for example as `messages`."
+        )
+    for name, dataset in _named("eval_dataset", evaluation):
+        _check(name, dataset, own_collators[1], args)
     return train, evaluation
+
+
+def evaluation_collator(
+    collator: PromptCollator, args: CrossTokenizerGKDConfig, *, references: bool = False
+) -> PromptCollator:
+    """What reads the rows of an evaluation, which may be about the dataset's completions where training is not."""
+    text_field = args.dataset_text_field if args.eval_on_dataset else None
+    completes = args.eval_on_dataset
+    return replace(collator, with_completions=completes, with_references=references, text_field=text_field)
+
+
+def prepare_evaluation(datasets: Any, collator: PromptCollator | None, args: CrossTokenizerGKDConfig) -> Any:
+    """The same for a dataset, or several by name, that an evaluation is given.
+
+    Args:
+        datasets: One or several.
+        collator: What reads the rows of an evaluation; `None` leaves them to the caller's own.
+        args: Say which assistant turns are answered.
+
+    Raises:
+        DataError: If a dataset is empty, or a prompt cannot be read or is too long.
+        TemplateError: If a chat template is needed and missing.
+    """
+    for name, dataset in _named("eval_dataset", datasets):
+        _check_container(name, dataset)
+    split = split_datasets(datasets, args)
+    for name, dataset in _named("eval_dataset", split):
+        _check(name, dataset, collator, args)
+    return split
+
+
+def refuse_short_stream(batches: int, needed: int, step: int) -> None:
+    """Refuse a stream that ends within its first optimizer step.
+
+    Args:
+        batches: What was left of it.
+        needed: For one step.
+        step: Optimizer steps that were taken.
+
+    Raises:
+        DataError: If it does.
+    """
+    if batches and not step:
+        raise DataError(
+            f"The stream in `train_dataset` ends after {batches} batches, but one optimizer step takes {needed} "
+            "(`gradient_accumulation_steps`). Lower that or `per_device_train_batch_size`, or give a longer stream."
+        )
 
 
 def split_datasets(datasets: Any, args: CrossTokenizerGKDConfig) -> Any:
@@ -101,12 +148,43 @@ def _split_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in [*batch, ASSISTANT_TURN]}
 
 
-def _by_name(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Any]]:
-    yield "train_dataset", train_dataset
-    if isinstance(eval_dataset, Mapping):
-        yield from ((f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items())
-    elif eval_dataset is not None:
-        yield "eval_dataset", eval_dataset
+def _named(argument: str, datasets: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(datasets, Mapping):
+        yield from ((f"{argument}[{name!r}]", dataset) for name, dataset in datasets.items())
+    elif datasets is not None:
+        yield argument, datasets
+
+
+def _check(
+    name: str, dataset: Dataset | IterableDataset, collator: PromptCollator | None, args: CrossTokenizerGKDConfig
+) -> Mapping[str, Any]:
+    """Refuse what cannot be read; return the first row."""
+    first = _first_row(dataset)
+    if not first:
+        raise DataError(f"`{name}` is empty, so there are no prompts to start from. Check its split and filters.")
+    _check_lengths(name, dataset, args)
+    if collator is not None:
+        _check_rows(name, dataset, first, collator)
+    return first
+
+
+def _check_lengths(name: str, dataset: Dataset | IterableDataset, args: CrossTokenizerGKDConfig) -> None:
+    """Refuse a way of sampling that needs lengths, where there are none: Transformers would look for `input_ids`."""
+    strategy, is_train = args.train_sampling_strategy, name == "train_dataset"
+    if strategy not in ("group_by_length", "batch_rebalance") or not (is_train or strategy == "group_by_length"):
+        return
+    if isinstance(dataset, IterableDataset):
+        if is_train:
+            raise ConfigError(
+                f"`train_sampling_strategy={strategy!r}` has no effect on `{name}`, which is a stream and is read in "
+                "its own order. Leave it out, or give a `datasets.Dataset`."
+            )
+    elif args.length_column_name not in dataset.column_names:
+        raise ConfigError(
+            f"`train_sampling_strategy={strategy!r}` needs the lengths of the rows, but `{name}` has the columns "
+            f"{', '.join(dataset.column_names)} and none named {args.length_column_name!r} (`length_column_name`). "
+            "Add it, for example with `dataset.map(lambda row: {'length': len(row['prompt'])})`."
+        )
 
 
 def _check_container(name: str, dataset: Any) -> None:
@@ -125,7 +203,7 @@ def _first_row(dataset: Dataset | IterableDataset) -> Mapping[str, Any]:
 def _check_rows(
     name: str, dataset: Dataset | IterableDataset, first: Mapping[str, Any], collator: PromptCollator
 ) -> None:
-    completes = collator.with_completions and name == "train_dataset"
+    completes = collator.with_completions
     first = collator.split_text(first) if completes else first
     if is_conversational_prompt(read_prompt(first)):
         teacher_template = collator.teacher_chat_template or collator.teacher_tokenizer.chat_template

@@ -37,7 +37,7 @@ def read_prompt(example: Mapping[str, Any]) -> Prompt:
             f"The dataset has the columns {', '.join(example) or '(none)'}, and none holds a prompt. Give it a "
             "`prompt` column (text, or a list of messages), a `messages` or a `conversations` column. Plain text that "
             "does not say where a prompt ends (`dataset_text_field`) can be trained on with `lmbda=0.0`, where nobody "
-            "is to write an answer, but not be evaluated on."
+            "is to write an answer, and evaluated on with `eval_on_dataset=True`."
         )
     prompt = example[column]
     if column == "messages" and isinstance(prompt, list) and prompt and _is_assistant_turn(prompt[-1]):
@@ -64,9 +64,10 @@ def read_completion(example: Mapping[str, Any]) -> Prompt:
     completion = find_completion(example)
     if not completion or not isinstance(completion, str | list):
         raise DataError(
-            f"`lmbda` below 1 without `seq_kd` trains on the dataset's completions, and a row with the columns "
-            f"{', '.join(example)} has none: its completion is {completion!r}. Give it a `completion` column, or "
-            "`messages` that end with an assistant turn; or set `lmbda=1.0` or `seq_kd=True`."
+            f"The dataset's completions are asked for (`lmbda` below 1, `eval_on_dataset`), and a row with the "
+            f"columns {', '.join(example)} has none: its completion is {completion!r}. Give it a `completion` column, "
+            "or `messages` that end with an assistant turn; or set `lmbda=1.0` or `seq_kd=True`, and "
+            "`eval_on_dataset=False`."
         )
     return completion if isinstance(completion, str) else _read_messages(completion)
 

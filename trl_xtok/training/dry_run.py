@@ -1,6 +1,6 @@
 """What a run would do, and all that it would refuse, before any weights are loaded."""
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -20,8 +20,7 @@ from .script_arguments import Arguments
 from .script_data import load_datasets
 
 
-# Secrets.
-_NOT_SHOWN = ("hub_token", "push_to_hub_token")
+_NOT_SHOWN = ("dry_run", "hub_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +100,13 @@ def changed_arguments(arguments: Arguments) -> dict[str, Any]:
     """All that is not at its default, as a file for `--config` would say it."""
     changed: dict[str, Any] = {}
     for holder in (arguments.model, arguments.script, arguments.mixture, arguments.training):
-        values = holder.to_dict() if isinstance(holder, CrossTokenizerGKDConfig) else asdict(holder)
-        for field in fields(holder):
-            default = field.default_factory() if field.default is MISSING else field.default
-            if values.get(field.name, default) != default and field.name not in (*_NOT_SHOWN, "dry_run"):
-                changed[field.name] = values[field.name]
-    return changed
+        values, defaults = _values(holder), _values(type(holder)())
+        changed |= {name: value for name, value in values.items() if value != defaults[name]}
+    return {name: value for name, value in changed.items() if name not in _NOT_SHOWN}
+
+
+def _values(holder: Any) -> dict[str, Any]:
+    if not isinstance(holder, CrossTokenizerGKDConfig):
+        return asdict(holder)
+    # Everything whose name ends like that of a secret is hidden by transformers.
+    return {**holder.to_dict(), "eos_token": holder.eos_token, "pad_token": holder.pad_token}

@@ -46,6 +46,8 @@ _SUMS = (
     "divergence",
     "compared",
     "cross_entropy",
+    "surprise",
+    "loss",
     "rollouts",
     "noncanonical",
     "stopped",
@@ -153,6 +155,8 @@ def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]
         metrics["xtok/vocab_jsd"] = sums["divergence"] / sums["compared"]
     if sums["cross_entropy"]:
         metrics["xtok/cross_entropy"] = ratio("cross_entropy", "sampled")
+    if sums["surprise"]:
+        metrics["entropy"] = ratio("surprise", "sampled")
     if sums["ends"]:
         metrics["xtok/reverse_kl_end"] = sums["end_log_ratio"] / sums["ends"]
     if sums["stopped"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +13,7 @@ from ..alignment.aligner import TokenizerAligner
 from ..errors import ConfigError
 from ..objectives import LMHead, chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
 from .advantages import Credited, credit_tokens
+from .best_metric import refuse_loss
 from .config import CrossTokenizerGKDConfig
 from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unread
 from .scoring import completion_states, read_lm_head
@@ -25,11 +26,14 @@ from .window import MicroBatch, Rollout, Selection, StudentScores, assemble
 _COMPARING: tuple[ObjectiveName, ...] = ("exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd")
 
 
-def choose_objective(args: CrossTokenizerGKDConfig, aligner: TokenizerAligner) -> ObjectiveName:
+def choose_objective(
+    args: CrossTokenizerGKDConfig, aligner: TokenizerAligner, eval_dataset: Any = None
+) -> ObjectiveName:
     """What `args.objective` means for these two tokenizers.
 
     Raises:
-        ConfigError: If it cannot serve them, or does not read an argument that was set.
+        ConfigError: If it cannot serve them, does not read an argument that was set, or has a loss on `eval_dataset`
+            by which checkpoints cannot be compared.
     """
     objective = args.objective
     if objective == "auto":
@@ -41,6 +45,7 @@ def choose_objective(args: CrossTokenizerGKDConfig, aligner: TokenizerAligner) -
             "`objective='exact_jsd'` compares the models token by token, but the two tokenizers do not spell the same "
             "bytes id by id. Use 'prefix_jsd' to compare what both can express, or 'chunk_rkl'."
         )
+    refuse_loss(args, objective, eval_dataset if isinstance(eval_dataset, dict) else ())
     return objective
 
 
@@ -61,7 +66,7 @@ class Objective:
         return Selection(
             on_policy=on_policy,
             charge_dropped=on_policy and self.name in CREDITING and args.dropped_advantage != 0,
-            imitate=not on_policy and args.crossentropy_weight > 0,
+            imitate=not on_policy and (args.crossentropy_weight > 0 or self.name == "chunk_rkl"),
             keep_unfinished=aligner.same_vocabulary,
             # Of what the student did not write `hybrid` has nothing to say but on these.
             one_to_one_only=args.one_to_one_only
@@ -150,8 +155,12 @@ def token_losses(
     else:
         losses = torch.zeros_like(scores.logps)
     if batch.selection.imitate:
-        losses = losses - args.crossentropy_weight * scores.logps
+        # `chunk_rkl` without a weight comes here in evaluations only, and has nothing else to say of the dataset.
+        losses = losses - (args.crossentropy_weight or 1.0) * scores.logps
     sums = _report(scores.logps.detach(), batch, clipped)
+    if args.scoring["temperature"] != args.temperature:
+        # Then they say nothing of the entropy of what was sampled from.
+        sums.pop("surprise", None)
     if batch.starts is not None and scores.compared is not None:
         divergences = scores.compared.divergences.to(losses.dtype)
         losses = losses.index_add(0, batch.starts.tokens, divergences)
@@ -191,6 +200,8 @@ def _report(
     log_ratios, texts, ends = chunk_log_ratios(student_logps, batch)
     return {
         "covered": covered,
+        # What was sampled is on average as unlikely as the entropy says.
+        "surprise": -student_logps.sum(),
         "clipped": clipped.sum(),
         "log_ratio": log_ratios[texts].sum(),
         "bytes": batch.chunk_bytes[texts].sum(),

@@ -34,9 +34,10 @@ def read_completions(batches: Sequence[Mapping[str, Tensor]]) -> list[list[int]]
     for batch in batches:
         if "completions" not in batch:
             raise DataError(
-                f"A step trains on the dataset's completions (`lmbda` below 1 without `seq_kd`), but its batch holds "
-                f"{', '.join(batch)}: one of its rows has no completion. Give every row one, or set `lmbda=1.0` or "
-                "`seq_kd=True`; a data collator of your own must return `completions` and `completion_attention_mask`."
+                f"The dataset's completions are asked for (`lmbda` below 1 without `seq_kd`, or `eval_on_dataset`), "
+                f"but a batch holds {', '.join(batch)}: one of its rows has no completion. Give every row one, or set "
+                "`lmbda=1.0`, `seq_kd=True` or `eval_on_dataset=False`; a data collator of your own must return "
+                "`completions` and `completion_attention_mask`."
             )
     return _rows(batches, "completions", "completion_attention_mask")
 

@@ -1,6 +1,7 @@
 """What a run shows and leaves behind: metrics by kind of step, warnings, completions, and the user's own metrics."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -54,6 +55,7 @@ class RunLog:
         self._evaluated: list[Row] = []
         self._evaluated_chunks: list[Row] = []
         self._compute_metrics: ComputeMetrics | None = None
+        self._keeps_evaluations = False
 
     def start_step(self, batches: Sequence[MicroBatch], mode: Mode) -> None:
         """Take note of the micro-batches that the next optimizer step, or an evaluation batch, is made of."""
@@ -90,6 +92,10 @@ class RunLog:
         if self._args.lmbda < 1:
             metrics = self.metrics["off_policy"].collect(self._accelerator)
             logs |= {f"off_policy/{name}": value for name, value in metrics.items()}
+            # Each step counts once; the loss of a rank is its part of that of the step, times the number of ranks.
+            both = {"on_policy_loss": self.metrics["train"], "off_policy_loss": self.metrics["off_policy"]}
+            sums = {name: metrics.collected for name, metrics in both.items()}
+            logs |= {name: of["loss"] / of["steps"] for name, of in sums.items() if of["steps"]}
         return logs | self._peak_memory() if logs else logs
 
     def write_completions(self, step: int) -> None:
@@ -107,8 +113,28 @@ class RunLog:
         self.metrics["eval"], self._compute_metrics = RunMetrics(), compute_metrics
         self._evaluated, self._evaluated_chunks = [], []
 
+    @contextmanager
+    def keeping_evaluations(self) -> Iterator[None]:
+        """Keep the completions of evaluations for `evaluated_texts`, whatever else asks for them."""
+        self._keeps_evaluations = True
+        try:
+            yield
+        finally:
+            self._keeps_evaluations = False
+
+    def evaluated_texts(self) -> EvalPrediction:
+        """The completions of the last evaluation, the dataset's (`None` if it has none), and the prompts, as texts."""
+        references = [row.get("reference") for row in self._evaluated]
+        prediction = EvalPrediction(
+            predictions=[row["completion"] for row in self._evaluated],
+            label_ids=None if all(text is None for text in references) else references,
+        )
+        # Not given above, so that it still unpacks into two.
+        prediction.inputs = [row["prompt"] for row in self._evaluated]
+        return prediction
+
     def end_evaluation_batch(self, inputs: Mapping[str, Tensor]) -> None:
-        """Gather the completions of a batch, without those that only fill up the last one.
+        """Gather the completions of a batch.
 
         Args:
             inputs: What [`PromptCollator`] returned.
@@ -119,8 +145,9 @@ class RunLog:
             self._evaluated_chunks += self._chunk_rows(CHUNK_ROWS - len(self._evaluated_chunks))
         rows = self._take_rows()
         if "references" in inputs:
-            rows = [row | {"reference": text} for row, text in zip(rows, decode_references(inputs), strict=True)]
-        self._evaluated += self._accelerator.gather_for_metrics(rows, use_gather_object=True)
+            # Rows that only fill up the batch are left out already.
+            rows = [row | {"reference": text} for row, text in zip(rows, decode_references(inputs), strict=False)]
+        self._evaluated += gather_object(rows)
 
     def end_evaluation(self, step: int, prefix: str) -> dict[str, float]:
         """Show and keep the completions of the evaluation; return its metrics.
@@ -136,19 +163,13 @@ class RunLog:
         return {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": metrics[name] for name in metrics}
 
     def _reads_completions(self, mode: Mode) -> bool:
-        return self._args.log_completions or (mode == "eval" and self._compute_metrics is not None)
+        asked_for = self._keeps_evaluations or self._compute_metrics is not None
+        return self._args.log_completions or (mode == "eval" and asked_for)
 
     def _text_metrics(self) -> dict[str, Any]:
         if self._compute_metrics is None:
             return {}
-        references = [row.get("reference") for row in self._evaluated]
-        prediction = EvalPrediction(
-            predictions=[row["completion"] for row in self._evaluated],
-            label_ids=None if all(text is None for text in references) else references,
-        )
-        # Not given above, so that it still unpacks into two.
-        prediction.inputs = [row["prompt"] for row in self._evaluated]
-        return denumpify_detensorize(dict(self._compute_metrics(prediction)))
+        return denumpify_detensorize(dict(self._compute_metrics(self.evaluated_texts())))
 
     def _take_rows(self) -> list[Row]:
         scored, self._scored = self._scored, []

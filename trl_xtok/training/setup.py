@@ -5,7 +5,7 @@ Everything that can be refused is refused here, before a large model is loaded o
 
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..alignment.aligner import TokenizerAligner
@@ -18,11 +18,16 @@ from .loading import Model, check_model, context_length, name_of
 from .rollouts import end_ids
 
 
-def check_args(args: Any, model: Model) -> CrossTokenizerGKDConfig:
+# Gates between experts, a task's number, a penalty that is added to the loss.
+_WITH_A_FORWARD = frozenset({PeftType.XLORA, PeftType.POLY, PeftType.ADALORA})
+
+
+def check_args(args: Any, model: Model, compute_metrics: Any = None) -> CrossTokenizerGKDConfig:
     """The training arguments; defaults for `None`, with the output folder named as TRL does.
 
     Raises:
-        ConfigError: If they are of another class, or the run is launched in a way that shards parameters or sequences.
+        ConfigError: If they are of another class, leave `compute_metrics` nothing to read, or the run is launched in a
+            way that shards parameters or sequences.
     """
     if args is None:
         args = CrossTokenizerGKDConfig(output_dir=f"{name_of(model).split('/')[-1]}-GKD")
@@ -32,6 +37,11 @@ def check_args(args: Any, model: Model) -> CrossTokenizerGKDConfig:
             "`CrossTokenizerGKDConfig`; it takes the same values and more."
         )
     check_launch(args)
+    if compute_metrics is not None:
+        refuse_nothing_written(args, "`compute_metrics` gets")
+    if args.accelerator_config.dispatch_batches is None:
+        # Else one process would read a stream for all, and cannot put batches of different lengths together.
+        args.accelerator_config.dispatch_batches = False
     return args
 
 
@@ -51,33 +61,55 @@ def refuse_arguments(model: Model, peft_config: Any, **unused: Any) -> None:
         raise ConfigError(
             f"`peft_config` is a {type(peft_config).__name__}, but must be a `PeftConfig` such as `LoraConfig()`."
         )
-    _refuse_prompt_learning(model.active_peft_config if isinstance(model, PeftModel) else peft_config)
+    _refuse_adapter(model.active_peft_config if isinstance(model, PeftModel) else peft_config)
 
 
-def _refuse_prompt_learning(config: PeftConfig | None) -> None:
-    if config is not None and config.is_prompt_learning:
+def _refuse_adapter(config: PeftConfig | None) -> None:
+    if config is None:
+        return
+    if config.is_prompt_learning:
         raise ConfigError(
             f"The adapter is a {type(config).__name__}, which puts virtual tokens before the prompt; the positions of "
             "sampled tokens would be off by them. Use LoRA."
         )
+    activated = isinstance(config, LoraConfig) and config.alora_invocation_tokens is not None
+    if activated or config.peft_type in _WITH_A_FORWARD:
+        found = "with `alora_invocation_tokens`" if activated else f"({config.peft_type.value})"
+        raise ConfigError(
+            f"The adapter is a {type(config).__name__} {found}, part of which PEFT does in a forward of its own. Here "
+            "models are called beneath that, so this part would be left out. Use LoRA."
+        )
 
 
-def check_quantization(
-    model: Model, args: CrossTokenizerGKDConfig, quantization_config: BitsAndBytesConfig | None
-) -> None:
-    """Refuse a student quantization that would not be used.
+def refuse_nothing_written(args: CrossTokenizerGKDConfig, reader: str) -> None:
+    """Refuse `eval_on_dataset` beside what reads the student's completions.
 
     Raises:
-        ConfigError: If the student is loaded already, or the quantization is given twice.
+        ConfigError: If it is set.
     """
-    if quantization_config is None:
-        return
-    if not isinstance(model, str):
+    if args.eval_on_dataset:
         raise ConfigError(
-            f"`quantization_config` says how to load the student, but `model` is a loaded {type(model).__name__}. "
-            "Pass its name or path, or load it with this quantization."
+            f"{reader} what the student writes, and with `eval_on_dataset=True` it writes nothing in evaluations. Set "
+            "it to False."
         )
-    if "quantization_config" in (args.model_init_kwargs or {}):
+
+
+def check_student_loading(
+    model: Model, args: CrossTokenizerGKDConfig, quantization_config: BitsAndBytesConfig | None
+) -> None:
+    """Refuse what says how to load a student and would not be used.
+
+    Raises:
+        ConfigError: If the student is loaded already, or its quantization is given twice.
+    """
+    given = {"quantization_config": quantization_config, "model_init_kwargs": args.model_init_kwargs}
+    for name, value in given.items():
+        if value and not isinstance(model, str):
+            raise ConfigError(
+                f"`{name}` says how to load the student, but `model` is a loaded {type(model).__name__}. Pass its "
+                f"name or path, or load it so yourself and leave `{name}` out."
+            )
+    if quantization_config is not None and "quantization_config" in (args.model_init_kwargs or {}):
         raise ConfigError(
             "`quantization_config` is given to the trainer and in `args.model_init_kwargs`. Keep one of them."
         )
@@ -104,7 +136,7 @@ def check_teacher(teacher_model: Any, model: Model, args: CrossTokenizerGKDConfi
                 f"`{name}={getattr(args, name)!r}` says how to load the teacher, but `teacher_model` is a loaded "
                 f"{type(teacher).__name__}. Pass its name or path, or leave `{name}` out."
             )
-    _refuse_prompt_learning(teacher.active_peft_config if isinstance(teacher, PeftModel) else None)
+    _refuse_adapter(teacher.active_peft_config if isinstance(teacher, PeftModel) else None)
     if not isinstance(model, str) and {*map(id, teacher.parameters())} & {*map(id, model.parameters())}:
         raise ConfigError(
             f"`model` ({type(model).__name__}) and `teacher_model` ({type(teacher).__name__}) share parameters, so "

@@ -36,8 +36,10 @@ class LocalTeacher:
     Args:
         model: The teacher, on its device.
         args: Say how to score, in `scoring`.
+        name: What the user calls it; empty if it has no name.
 
     Attributes:
+        name: The same.
         model: The teacher, in evaluation mode and without gradients.
         context: Longest sequence it can read, or `None`. Tokens beyond it get NaN, and so do those from the first one
             on that is not in its embedding.
@@ -46,7 +48,8 @@ class LocalTeacher:
         ModelError: If it cannot be scored exactly.
     """
 
-    def __init__(self, model: PreTrainedModel, args: CrossTokenizerGKDConfig):
+    def __init__(self, model: PreTrainedModel, args: CrossTokenizerGKDConfig, name: str = ""):
+        self.name = name
         self.model = model.eval().requires_grad_(False)
         self.context = context_length(model.config)
         self._args = args

@@ -25,15 +25,15 @@ from transformers import (
 
 from . import loading, setup
 from .advantages import fix_means
-from .checkpoints import ResumableGKDTrainer
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
-from .dataset_checks import prepare_datasets, split_datasets
+from .dataset_checks import evaluation_collator, prepare_datasets, refuse_short_stream
+from .evaluation import EvaluatingGKDTrainer
 from .metrics import Mode
 from .model_card import PAPER, add_teacher
 from .objective import choose_objective, make_objective, student_scores, token_losses
 from .off_policy import TeacherWriter, is_on_policy, read_completions
-from .rollouts import evaluation_seed, generate_completions, sampling_seed
+from .rollouts import generate_completions, sampling_seed
 from .run_history import RunHistory
 from .run_log import RunLog
 from .scoring import causal_lm, check_head, completion_logps
@@ -52,7 +52,7 @@ from .window import MicroBatch, StudentScores, align_rollouts
 _OFF: Mode = "off_policy"
 
 
-class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
+class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
     """
     Trainer for on-policy distillation of a teacher into a student with another tokenizer.
 
@@ -72,7 +72,7 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Dataset in one of the formats of `docs/data_formats.md`.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
-            Dataset with prompts; `evaluate` samples completions for them.
+            Dataset with prompts; `evaluate` samples completions for them, unless `args.eval_on_dataset`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the student. `None` takes the one that belongs to `model`.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
@@ -132,21 +132,20 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
     ):
-        args = setup.check_args(args, loading.check_model(model, "model"))
+        args = setup.check_args(args, loading.check_model(model, "model"), compute_metrics)
         setup.refuse_arguments(
             model,
             peft_config,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             formatting_func=formatting_func,
         )
-        setup.check_quantization(model, args, quantization_config)
+        setup.check_student_loading(model, args, quantization_config)
         teacher = setup.check_teacher(teacher_model, model, args)
         tokenizer = loading.load_student_tokenizer(processing_class, model, args)
         teacher_tokenizer = loading.load_teacher_tokenizer(teacher_processing_class, teacher, args)
         config = loading.read_config(model, args.model_init_kwargs, args)
         teacher_config = loading.read_teacher_config(teacher, args)
         collator = setup.make_collator(tokenizer, teacher_tokenizer, config, teacher_config, args)
-        collator.with_references = compute_metrics is not None
         train_dataset, eval_dataset = prepare_datasets(train_dataset, eval_dataset, collator, args, data_collator)
 
         with gkd_init(args, quantization_config):
@@ -163,12 +162,13 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        self._eval_collator = data_collator or evaluation_collator(collator, args, references=bool(compute_metrics))
         setup.finish_generation_config(self.generation_config, tokenizer)
         self.aligner = setup.make_aligner(collator, self.generation_config)
         loading.prepare_student(self.model)
         check_head(student := causal_lm(self.model), "student")
-        objective_name = choose_objective(args, self.aligner)
-        self.teacher = LocalTeacher(load_teacher(teacher, args), args)
+        objective_name = choose_objective(args, self.aligner, eval_dataset)
+        self.teacher = LocalTeacher(load_teacher(teacher, args), args, loading.name_of(teacher))
         self.teacher_model = self.teacher.model
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._written = TeacherWriter(self.teacher, collator, args) if args.seq_kd else read_completions
@@ -181,6 +181,10 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
     ) -> tuple[list[dict[str, Any]], Tensor | None]:
         """Turn the prompts of the next optimizer step into scored micro-batches and count their trained tokens."""
         prompts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len(prompts) < num_batches and isinstance(self.train_dataset, IterableDataset):
+            refuse_short_stream(len(prompts), num_batches, self.state.global_step)
+            # The parent would put the rest of a stream into the first step of its next pass.
+            return [], None
         if not prompts:
             return [], None
         # The first window of a run, resumed or not, finds the model as it was loaded: in evaluation mode.
@@ -188,16 +192,23 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         with sampling_seed(self.args.seed, self.state.global_step, self.args.process_index, device=self.args.device):
             return self._score_window(prompts, "train" if is_on_policy(self.args, self.state.global_step) else _OFF)
 
-    def _score_window(self, prompts: Sequence[dict[str, Tensor]], mode: Mode) -> tuple[list[dict[str, Any]], Tensor]:
+    def _score_window(
+        self, prompts: Sequence[dict[str, Tensor]], mode: Mode, rows: int | None = None
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """The micro-batches of a window and their trained tokens; `rows` of a single one count, all if `None`."""
         metrics = self._run_log.metrics[mode]
+        on_policy = not self.args.eval_on_dataset if mode == "eval" else mode != _OFF
         with metrics.timed("rollout"):
-            completions = iter(self._written(prompts) if mode == _OFF else self._roll_out(prompts))
+            written = (self._roll_out if on_policy else self._written if mode == _OFF else read_completions)(prompts)
+            completions = iter(written if rows is None else written[:rows] + [[] for _ in written[rows:]])
         with metrics.timed("align"):
             windows = [align_rollouts(self.aligner, batch, completions) for batch in prompts]
         with metrics.timed("teacher"), self.teacher.on_device():
-            selection = self.objective.selection(self.args, self.aligner, on_policy=mode != _OFF)
+            selection = self.objective.selection(self.args, self.aligner, on_policy=on_policy)
             score = partial(self.objective.score, teacher=self.teacher, selection=selection, device=self.args.device)
             batches = [score(rollouts) for rollouts in windows]
+        for batch in batches:
+            batch.rollouts = batch.rollouts[:rows]
         self._run_log.start_step(batches, mode)
         with metrics.timed("student"):
             trained = self._fix_window(batches, mode)
@@ -220,7 +231,7 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         (scored, charged, _, sampled), trained = counts.tolist(), counts[2].clamp(min=1)
         if mode != "eval" and not batches[0].selection.imitate:
             self._run_log.check_coverage(scored / max(sampled, 1), mode)
-        if mode == _OFF:
+        if not batches[0].selection.on_policy:
             return trained
         if self.args.segmentation == "text":
             for batch in batches:
@@ -244,9 +255,9 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         student = self.accelerator.unwrap_model(model)
         scores = call_through_wrapper(model, student, self._student_scores, student, batch)
         losses, sums, credited = token_losses(scores, batch, self.objective, self.args)
-        self._run_log.add(batch, scores.logps, credited, sums, self._mode_of(batch))
         # DDP averages over the ranks; the normalizer counts the tokens of all of them.
         loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
+        self._run_log.add(batch, scores.logps, credited, sums | {"loss": loss.detach()}, self._mode_of(batch))
         return (loss, None) if return_outputs else loss
 
     def _mode_of(self, batch: MicroBatch) -> Mode:
@@ -260,30 +271,6 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         with self.accelerator.autocast():
             return student_scores(causal_lm(model), batch, self.objective, self.args)
 
-    def evaluate(self, eval_dataset: Any = None, *args, **kwargs) -> dict[str, float]:
-        """Evaluate on a dataset of one of the formats to train on; `None` takes that of the trainer."""
-        return super().evaluate(split_datasets(eval_dataset, self.args), *args, **kwargs)
-
-    def evaluation_loop(self, *args, **kwargs):
-        """Evaluate on rollouts for the prompts of a dataset, with the same random numbers every time."""
-        self._eval_batches = 0
-        self._run_log.start_evaluation(self.compute_metrics)
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        # What the user's own metrics are called does not hide the loss.
-        output.metrics.update({**self._run_log.end_evaluation(self.state.global_step, prefix), **output.metrics})
-        return output
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple[Tensor, None, None]:
-        """Sample completions for the prompts of one evaluation batch and score them."""
-        inputs = self._prepare_inputs(inputs)
-        self._eval_batches += 1
-        with torch.no_grad(), evaluation_seed(self.args, self._eval_batches):
-            batches, trained = self._score_window([inputs], "eval")
-            loss = self.compute_loss(model, batches[0], num_items_in_batch=trained)
-        self._run_log.end_evaluation_batch(inputs)
-        return loss, None, None
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last log, and write their completions down."""
         if self.model.training:
@@ -296,5 +283,4 @@ class CrossTokenizerGKDTrainer(ResumableGKDTrainer):
         """Create a draft of a model card, as the parent does, and name the teacher in it."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            card, teacher = Path(self.args.output_dir, "README.md"), loading.name_of(self.teacher_model)
-            add_teacher(card, teacher, self.objective.name)
+            add_teacher(Path(self.args.output_dir, "README.md"), self.teacher.name, self.objective.name)

@@ -16,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
+import torch
+
 from .arms import ARMS, BATCH, TEACHER_NAME, Setting
 from .prepare import Amounts, prepare
 from .report import draw, tables
@@ -45,11 +47,12 @@ def main() -> None:
     written = BATCH * arguments.steps * max(arm.longer for arm in ARMS.values())
     amounts = Amounts(arguments.teacher_steps, arguments.student_texts, written)
     paths: dict[str, list[Path]] = {task: [] for task in arguments.task}
-    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+    spawn, one_thread = multiprocessing.get_context("spawn"), {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(arguments.jobs, spawn, **one_thread) as pool:
         waiting = []
         for task in arguments.task:
             teachers = {TEACHER_NAME, *(ARMS[name].teacher for name in arguments.only)}
-            prepare(arguments.output / task, task, arguments.seeds, amounts, teachers)
+            prepare(arguments.output / task, task, arguments.seeds, amounts, teachers, pool)
             for seed, name in product(arguments.seeds, arguments.only):
                 for rate in arguments.learning_rate or [ARMS[name].learning_rate]:
                     setting = Setting(arguments.output / task, task, seed, arguments.steps, rate)

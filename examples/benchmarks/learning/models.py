@@ -1,6 +1,7 @@
 """Tokenizers and models of the experiment: small Llamas, trained from scratch on a task."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -102,6 +103,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     unfinished = folder.with_suffix(".unfinished")
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    # A run that was interrupted leaves one.
+    shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -39,17 +40,22 @@ class Amounts:
     written: int
 
 
-def prepare(folder: Path, task: str, seeds: Sequence[int], amounts: Amounts, teachers: Collection[str]) -> None:
-    """Make what is not there yet, of the teachers no others than `teachers`."""
+def prepare(
+    folder: Path, task: str, seeds: Sequence[int], amounts: Amounts, teachers: Collection[str], pool: Executor
+) -> None:
+    """Make what is not there yet, of the teachers no others than `teachers`; models are trained in the pool."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, side in ((TEACHER_NAME, "teacher"), (SAME_TOKENIZER, "student")):
-        if name in teachers and not (folder / name).exists():
-            _train_teacher(folder, name, side, task, amounts.teacher_steps)
+    sides = {TEACHER_NAME: "teacher", SAME_TOKENIZER: "student"}
+    missing = [name for name in sides if name in teachers and not (folder / name).exists()]
+    for trained in [
+        pool.submit(_train_teacher, folder, name, sides[name], task, amounts.teacher_steps) for name in missing
+    ]:
+        trained.result()
     if not (folder / "written.jsonl").exists():
         _write(folder, task, amounts)
-    for seed in seeds:
-        if not (folder / f"student-{seed}").exists():
-            _cold_start(folder, task, seed)
+    missing_seeds = [seed for seed in seeds if not (folder / f"student-{seed}").exists()]
+    for trained in [pool.submit(_cold_start, folder, task, seed) for seed in missing_seeds]:
+        trained.result()
 
 
 def _train_teacher(folder: Path, name: str, side: str, task: str, steps: int) -> None:

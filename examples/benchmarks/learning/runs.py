@@ -91,7 +91,6 @@ def run_arm(name: str, setting: Setting, path: Path) -> None:
     if path.exists():
         return
     _quiet()
-    torch.set_num_threads(1)
     arm = ARMS[name]
     setting = replace(setting, steps=setting.steps * arm.longer)
     trainer = arm.build(setting)
