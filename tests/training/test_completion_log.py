@@ -156,7 +156,7 @@ def test_completions_of_evaluations_have_their_own_files(build, tmp_path, capsys
 
 def test_an_evaluation_dataset_may_be_called_like_a_repository(build, tmp_path):
     build(arguments={"eval_dataset": {"org/name": prompt_dataset(["Hi"])}}).evaluate()
-    assert files(tmp_path) == ["eval_org_name_completions_00000.parquet"]
+    assert files(tmp_path) == ["eval_org_name_chunks_00000.parquet", "eval_org_name_completions_00000.parquet"]
 
 
 def test_completions_that_the_student_did_not_write_have_no_reverse_kl(build, tmp_path):
