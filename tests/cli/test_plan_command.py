@@ -9,6 +9,7 @@ from trl_xtok.cli import main
 
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE |= {"num_key_value_heads": 2}
 
 
 @pytest.fixture

@@ -86,7 +86,10 @@ def _facts(side: TokenizerSide) -> list[tuple[str, str]]:
 
 
 def _sides(student: TokenizerSide, teacher: TokenizerSide) -> Table:
-    table = Table("", "student", "teacher", title="Tokenizers", title_justify="left")
+    table = Table("", title="Tokenizers", title_justify="left")
+    for side in ("student", "teacher"):
+        # Names of folders have no place to break.
+        table.add_column(side, overflow="fold")
     for label, *values in side_rows(student, teacher):
         table.add_row(label, *map(Text, values))
     return table

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "A quantized student cannot be trained by itself. Add `--use_peft`, or drop the quantization."
         )
+
+    # It warns of kernels that a plan does not need.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     from ..planning.gpus import GPUS, find_gpu
     from ..planning.plan import plan_memory

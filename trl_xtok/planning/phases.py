@@ -12,11 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache
 
 from ..errors import ModelError
@@ -97,13 +93,15 @@ class WeightlessModel:
             cache = DynamicCache(config=self._lm.config.get_text_config(decoder=True))
             memory.start()
             self._next(ids[:, : walk.prompt], mask[:, : walk.prompt], cache)
+            first_peak, cached = memory.peak, _cached_bytes(cache)
             if walk.completion > 2:
                 # What it leaves behind is what single steps would leave; what it takes on the way is not.
                 with memory.paused():
                     self._next(ids[:, walk.prompt : -1], mask[:, :-1], cache)
             self._next(ids[:, -1:], mask, cache)
-            parts = memory.parts_at_peak
-        return Peak(memory.peak - base, dict(parts))
+            if memory.peak > first_peak:
+                cached = _cached_bytes(cache)
+        return Peak(memory.peak - base, memory.parts_at_peak | {"KV cache": cached})
 
     def score(self, walk: Walk) -> Peak:
         """Log-probs of completions, without a gradient."""
@@ -155,8 +153,6 @@ class WeightlessModel:
     def _next(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> None:
         """One step of generation, and the drawing of a token."""
         out = self._lm(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        keys_and_values = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        self._memory.parts["KV cache"] = sum(tensor.nbytes for tensor in keys_and_values)
         logits = out.logits[:, -1].to(copy=True, dtype=torch.float32)
         self._memory.parts["rollout logits"] = out.logits.nbytes + 2 * logits.nbytes
         torch.multinomial(logits.softmax(-1), 1)
@@ -178,10 +174,11 @@ class WeightlessModel:
         try:
             with self._fake, self._memory:
                 yield
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        except RuntimeError as error:
             raise ModelError(
-                f"What {type(self._lm).__name__} does depends on values ({error}), as where a router chooses experts, "
-                f"so its memory while it is to {phase} cannot be read from its configuration."
+                f"{type(self._lm).__name__} cannot be walked through without weights while it is to {phase}: {error} "
+                "Either its configuration contradicts itself, or what it does depends on values, as where a router "
+                "chooses experts. Its memory cannot be planned."
             ) from error
 
 
@@ -217,6 +214,10 @@ class _BlockLoss(torch.autograd.Function):
                 ctx.waiting.append(grad_head)
                 grad_head = None
         return grad_states, grad_head, None, None, None
+
+
+def _cached_bytes(cache: DynamicCache) -> int:
+    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None)
 
 
 def _hold(memory: LiveMemory, name: str, size: int, beside: Tensor) -> None:

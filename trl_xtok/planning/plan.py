@@ -17,7 +17,7 @@ from .run_spec import RunSpec
 # What CUDA and its libraries take before the first tensor, and the share that the allocator cannot use. Assumed.
 CONTEXT_BYTES, ALLOCATOR_LOSS = GIB // 2, 0.05
 # Between and beyond these batch sizes memory is taken to grow in a straight line.
-_SUPPORT = (1, 8, 32)
+_SUPPORT = (1, 16)
 _MOST = 4096
 ITEMS = (
     "student weights",
@@ -102,7 +102,7 @@ def plan_memory(run: RunSpec, gpus: Sequence[GPU] = tuple(GPUS.values())) -> Mem
 
     Args:
         run: The run.
-        gpus: For which to find the largest batch; none spares three walks.
+        gpus: For which to find the largest batch; none spares two walks.
 
     Raises:
         ModelError: If a model cannot be walked through, as those whose layers choose experts by values.
