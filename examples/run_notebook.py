@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import nbformat
-from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
@@ -46,9 +45,9 @@ def run(
         place = [index for index, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
         cell = nbformat.v4.new_code_cell("\n".join(f"{name} = {value}" for name, value in settings.items()))
         notebook.cells.insert(place[0] + 1, cell)
-    # Over files that only this user can read, not over TCP.
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
-    client = NotebookClient(notebook, km=kernel, timeout=timeout, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook, timeout=timeout, startup_timeout=300, resources={"metadata": {"path": str(folder)}}
+    )
     return client.execute()
 
 
