@@ -50,7 +50,8 @@ def test_all_cells_run(tmp_path):
 def test_its_page_has_its_cells():
     text = PAGE.read_text()
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        assert cell.source in text, cell.id
+        # A page has no two blank lines.
+        assert re.sub(r"\n{3,}", "\n\n", cell.source) in text, cell.id
     assert not re.search(r"/(root|home|tmp|work)/", text), "paths of the machine"
 
 
