@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.chunk_diagram import TEXT, label
+from examples.chunk_diagram import TEXT
 from trl_xtok import Alignment, TokenizerAligner
 from trl_xtok.alignment.token_bytes import token_bytes
 from trl_xtok.cli.demo_models import demo_model_path
 from trl_xtok.objectives import Credit, chunk_advantages, chunk_rkl, sum_by_chunk
+from trl_xtok.report.page import visible_token
 from trl_xtok.training.scoring import completion_logps, pack
 
 
@@ -49,7 +50,7 @@ class Side:
         table = token_bytes(self.tokenizer)
         names = self.tokenizer.convert_ids_to_tokens(list(ids))
         return [
-            code(name if token in table.special_ids else label(table.spell(token) or b""))
+            code(name if token in table.special_ids else visible_token(table.spell(token) or b""))
             for token, name in zip(ids, names, strict=True)
         ]
 

@@ -9,11 +9,10 @@ Without a GPU the notebook takes the demo's models. It runs in a folder of its o
 import argparse
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import nbformat
-from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
@@ -27,28 +26,37 @@ _HEAD = """\
 """
 
 
-def run(folder: Path, settings: Mapping[str, str] | None = None, *, timeout: int = 1800) -> NotebookNode:
+def run(
+    folder: Path, settings: Mapping[str, str] | None = None, *, leave_out: Collection[str] = (), timeout: int = 1800
+) -> NotebookNode:
     """Execute every cell in `folder`; a cell that fails ends it with an error.
 
     Args:
         folder: Where the notebook writes.
         settings: Name -> Python expression, set after the cell that is tagged `parameters`.
+        leave_out: Ids of cells that do not run.
         timeout: Seconds for one cell.
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        if cell.id in leave_out:
+            cell.source = ""
     if settings:
         place = [index for index, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
         cell = nbformat.v4.new_code_cell("\n".join(f"{name} = {value}" for name, value in settings.items()))
         notebook.cells.insert(place[0] + 1, cell)
-    # Over files that only this user can read, not over TCP.
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
-    client = NotebookClient(notebook, km=kernel, timeout=timeout, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook, timeout=timeout, startup_timeout=300, resources={"metadata": {"path": str(folder)}}
+    )
     return client.execute()
 
 
 def page(notebook: NotebookNode) -> str:
     """The notebook with its output as text."""
     for cell in notebook.cells:
+        if cell.cell_type == "code":
+            # Progress bars and warnings of libraries.
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             # Terminals show colours, a page shows the codes for them.
             if "text" in output:

@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 import warnings
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import datasets
 import huggingface_hub.constants
 import pytest
+from peft import LoraConfig
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from trl.import_utils import TRLExperimentalWarning
@@ -31,14 +33,19 @@ with warnings.catch_warnings():
 ROOT = Path(__file__).parents[2]
 # The cells of the notebook run in a test of their own.
 PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/*.md") if path.name != "notebook.md")]
-LANGUAGES = {"python", "shell", "yaml", "json", "diff"}
+# What a command prints is `text`.
+LANGUAGES = {"python", "shell", "yaml", "json", "diff", "text"}
 # What a page says that the reader has.
-GIVEN: dict[str, dict[str, Any]] = {
-    "README.md": {
-        "student_tokenizer": real_tokenizers.smollm2,
-        "teacher_tokenizer": real_tokenizers.mistral1,
-        "student_ids": lambda: real_tokenizers.smollm2()("Hello")["input_ids"],
-    }
+TOKENIZERS = {"student_tokenizer": real_tokenizers.smollm2, "teacher_tokenizer": real_tokenizers.mistral1}
+GIVEN: dict[str, dict[str, Callable[[], Any]]] = {
+    "README.md": {**TOKENIZERS, "student_ids": lambda: real_tokenizers.smollm2()("Hello")["input_ids"]},
+    "audit.md": TOKENIZERS,
+    "memory.md": {
+        "student": lambda: "meta-llama/Llama-3.2-1B-Instruct",
+        "teacher": lambda: "Qwen/Qwen3-8B",
+        "args": lambda: short_config(output_dir="out"),
+        "peft_config": lambda: LoraConfig(task_type="CAUSAL_LM"),
+    },
 }
 
 
