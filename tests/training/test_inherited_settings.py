@@ -85,11 +85,10 @@ def test_tokens_seen_are_those_that_are_no_padding(build):
 
 def test_prompts_of_like_length_come_together(build):
     """Transformers sorts within groups of rows and begins with the longest."""
-    rows = {"prompt": PROMPTS, "length": [len(prompt) for prompt in PROMPTS]}
+    rows = Dataset.from_dict({"prompt": PROMPTS, "length": [len(prompt) for prompt in PROMPTS]})
     for seed in (1, 2, 3):
-        trainer = build(
-            arguments={"train_dataset": Dataset.from_dict(rows)}, train_sampling_strategy="group_by_length", seed=seed
-        )
+        arguments = {"train_dataset": rows, "eval_dataset": rows}
+        trainer = build(arguments=arguments, train_sampling_strategy="group_by_length", seed=seed)
         first = next(iter(trainer.get_train_dataloader()))["prompts"][0]
         assert trainer.processing_class.decode(first) == max(PROMPTS, key=len)
 

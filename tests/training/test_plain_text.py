@@ -74,7 +74,7 @@ def test_where_somebody_is_to_answer_it_is_refused(make_trainer, changes):
 
 def test_evaluation_needs_prompts(make_trainer):
     data = Dataset.from_dict({"text": TEXTS})
-    with pytest.raises(DataError, match="but not be evaluated on"):
+    with pytest.raises(DataError, match="evaluated on with `eval_on_dataset=True`"):
         make_trainer(
             objective="chunk_jsd",
             lmbda=0.0,
