@@ -7,7 +7,9 @@ Without a GPU the notebook takes the demo's models. It runs in a folder of its o
 """
 
 import argparse
+import os
 import re
+import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -48,7 +50,9 @@ def run(
     client = NotebookClient(
         notebook, timeout=timeout, startup_timeout=300, resources={"metadata": {"path": str(folder)}}
     )
-    return client.execute()
+    # Commands of the environment are found although it may not be activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return client.execute(env=os.environ | {"PATH": path})
 
 
 def page(notebook: NotebookNode) -> str:
