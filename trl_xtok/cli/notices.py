@@ -6,7 +6,7 @@ import warnings
 
 def quiet_notices() -> None:
     """Keep them off the screen."""
-    # TRL 1.16 sets the name that transformers 5.23 gave up.
-    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+    # TRL 1.16 still reads and sets the names that transformers 5.23 gave up.
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
     # It asks for a package that would make 4-bit models faster on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
