@@ -1,5 +1,6 @@
 """Evaluation and prediction: on completions that the student samples, or on those of a dataset."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -110,10 +111,11 @@ class EvaluatingGKDTrainer(ResumableGKDTrainer):
         self._run_log.end_evaluation_batch(inputs)
         return loss, None, None
 
+    @abstractmethod
     def _score_window(
         self, prompts: Sequence[dict[str, Tensor]], mode: Mode, rows: int | None = None
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        raise NotImplementedError("This is the trainer's.")
+        """The micro-batches of some prompts, aligned and scored, and the number of their trained tokens."""
 
     def _rows_that_count(self, inputs: Mapping[str, Tensor]) -> int:
         """How many rows of a batch of an evaluation do not merely fill up the last batch of several processes."""
