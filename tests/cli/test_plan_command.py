@@ -1,11 +1,14 @@
 """`trl-xtok plan`, as it is typed."""
 
 import json
+from typing import get_args
 
 import pytest
 from transformers import LlamaConfig, Qwen2Config
 
 from trl_xtok.cli import main
+from trl_xtok.cli.plan import _OBJECTIVES
+from trl_xtok.training.config_checks import ObjectiveName
 
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -73,3 +76,8 @@ def test_a_model_that_is_not_there_is_said(plan):
     status, _, err = plan(student="nowhere")
     assert status == 1
     assert "There is no folder" in err
+
+
+def test_it_knows_the_objectives_of_training():
+    """They stand there once more, since the help is to need no torch."""
+    assert set(_OBJECTIVES) == set(get_args(ObjectiveName))
