@@ -90,24 +90,23 @@ class ServedTeacher:
 
 
 def connect(
-    teacher: Model | None, tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig
-) -> ServedTeacher | None:
-    """The teacher behind `args.teacher_server_url`, once it is known to be the right one; `None` without an address.
+    urls: Sequence[str], teacher: Model | None, tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig
+) -> ServedTeacher:
+    """The teacher behind one or several addresses, once it is known to be the right one.
 
     Args:
+        urls: Addresses of servers that have it.
         teacher: The name of what the tokenizer was read from, if it has one.
         tokenizer: The teacher's.
-        args: Where the servers are.
+        args: How to ask them.
 
     Raises:
         ServerError: If a server does not answer in time, does not have the model, or does not score.
         TokenizerError: If its tokenizer is another one.
         CacheError: If the file with the scores cannot be used.
     """
-    if args.teacher_server_url is None:
-        return None
     deadline = args.teacher_server_timeout
-    servers = [VLLMServer(url, timeout=deadline / 2, deadline=deadline) for url in args.teacher_server_url]
+    servers = [VLLMServer(url, timeout=deadline / 2, deadline=deadline) for url in urls]
     model = find_replicas(servers, args.teacher_server_model)
     config = served_config(teacher, tokenizer, args, model.max_model_len)
     for server in servers:

@@ -1,6 +1,7 @@
 """The training arguments for a teacher behind a server, and what they refuse."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,14 +23,14 @@ _SOURCE = {"revision", "gguf_file", "token", "cache_dir", "local_files_only", "s
 @dataclass
 class TeacherServerArguments:
     """
-    The arguments of [`CrossTokenizerGKDConfig`] for a teacher behind a server.
+    The arguments of [`CrossTokenizerGKDConfig`] for a teacher behind a server, and for several teachers.
 
     Args:
         teacher_server_url (`list[str]`, *optional*):
             Address of a vLLM server that has the teacher, for example `"http://127.0.0.1:8000"`, or several addresses
             of replicas, which get their share of the requests. Nothing but the teacher's tokenizer and configuration
             is then loaded here, from `teacher_model_name_or_path`. An API key is read from the environment variable
-            `VLLM_API_KEY`.
+            `VLLM_API_KEY`. With several teachers, a dictionary with the addresses of those that are served.
         teacher_server_model (`str`, *optional*):
             Name under which the teacher is served. `None` is the only model of the server.
         teacher_server_timeout (`float`, *optional*, defaults to `240.0`):
@@ -41,6 +42,8 @@ class TeacherServerArguments:
         teacher_score_cache (`str`, *optional*):
             File in which the teacher's scores are kept, so that later epochs, runs and processes need not ask for them
             again.
+        teacher_weights (`dict`, *optional*):
+            With several teachers, the weight of the loss on the rows of each, by name; 1.0 for those it leaves out.
     """
 
     # Annotated as a list since the command-line parser takes one type per argument; one address is accepted too.
@@ -59,6 +62,9 @@ class TeacherServerArguments:
     teacher_score_cache: str | None = field(
         default=None, metadata={"help": "File in which the scores of a served teacher are kept."}
     )
+    teacher_weights: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "With several teachers, the weight of the loss on the rows of each, by name."}
+    )
 
 
 def take_addresses(args: Any) -> None:
@@ -70,10 +76,18 @@ def take_addresses(args: Any) -> None:
     urls = args.teacher_server_url
     if urls is None:
         return
+    # By name for several teachers.
+    if isinstance(urls, Mapping):
+        args.teacher_server_url = {key: _addresses(value) for key, value in urls.items()}
+    else:
+        args.teacher_server_url = _addresses(urls)
+
+
+def _addresses(urls: Any) -> list[str]:
     urls = [urls] if isinstance(urls, str) else urls
     if not isinstance(urls, list | tuple) or not urls:
         raise ConfigError(f"`teacher_server_url` must be an address or a list of addresses, got {urls!r}.")
-    args.teacher_server_url = [check_url(url) for url in urls]
+    return [check_url(url) for url in urls]
 
 
 def check_served(args: Any) -> None:
@@ -82,6 +96,9 @@ def check_served(args: Any) -> None:
     Raises:
         ConfigError: Naming the argument.
     """
+    for name, weight in (args.teacher_weights or {}).items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ConfigError(f"`teacher_weights` has {weight!r} for {name!r}, which must be finite and at least 0.")
     if args.teacher_server_url is None:
         for name in _OF_A_SERVER:
             if (value := getattr(args, name)) != type(args).__dataclass_fields__[name].default:
