@@ -52,6 +52,8 @@ class StubServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Else each answer waits 40 ms for an acknowledgement.
+            disable_nagle_algorithm = True
 
             def do_GET(self):
                 self.reply(None)
