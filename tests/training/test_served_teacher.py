@@ -300,3 +300,11 @@ def test_one_address_is_a_list_of_one(tmp_path):
     args = tiny_args(tmp_path, teacher_server_url="http://127.0.0.1:8000/v1")
     assert args.teacher_server_url == ["http://127.0.0.1:8000"]
     assert Path(args.output_dir) == tmp_path
+
+
+def test_micro_batches_do_not_wait_for_one_another(served, server):
+    trainer = served(per_device_train_batch_size=1, gradient_accumulation_steps=4, logging_steps=1)
+    before = len(server.requests)
+    trainer.train()
+    (request,) = [request for request in server.requests[before:] if request.path == "/v1/completions"]
+    assert len(request.json["prompt"]) == 4

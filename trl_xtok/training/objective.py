@@ -19,7 +19,7 @@ from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unre
 from .lookahead import find_cuts, find_joins, join_chunks
 from .scoring import completion_states, read_lm_head
 from .selection import Selection
-from .teachers import LocalTeacher, Teacher, token_logps_by_teacher
+from .teachers import LocalTeacher, Teacher, expect_by_teacher, token_logps_by_teacher
 from .vocab_comparison import VocabComparison
 from .window import MicroBatch, Rollout, StudentScores, assemble
 
@@ -86,6 +86,24 @@ class Objective:
             drop_whitespace=args.drop_whitespace,
         )
 
+    def score_window(
+        self,
+        windows: Sequence[Sequence[Rollout]],
+        *,
+        teachers: Sequence[Teacher],
+        selection: Selection,
+        device: torch.device,
+    ) -> list[MicroBatch]:
+        """Have the teachers score the micro-batches of an optimizer step."""
+        if self._asks_teachers(selection):
+            expect_by_teacher([rollout for rollouts in windows for rollout in rollouts], teachers)
+        options = {"teachers": teachers, "selection": selection, "device": device}
+        return [self.score(rollouts, **options) for rollouts in windows]
+
+    def _asks_teachers(self, selection: Selection) -> bool:
+        """Nothing but the cross-entropy is left of `chunk_rkl` where the student did not write."""
+        return self.name != "chunk_rkl" or selection.on_policy
+
     def score(
         self, rollouts: Sequence[Rollout], *, teachers: Sequence[Teacher], selection: Selection, device: torch.device
     ) -> MicroBatch:
@@ -93,8 +111,7 @@ class Objective:
         prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
         completions = [rollout.alignment.teacher_ids for rollout in rollouts]
         comparison = self.comparison
-        if self.name == "chunk_rkl" and not selection.on_policy:
-            # Nothing but the cross-entropy is left.
+        if not self._asks_teachers(selection):
             scores, comparison = (torch.zeros(sum(map(len, completions))), None), None
         elif comparison is None:
             scores = token_logps_by_teacher(rollouts, teachers), None

@@ -48,6 +48,7 @@ class ServedTeacher:
         self.scorer, self.config = scorer, config
         self.model = TeacherStandIn(config)
         self._context, self._vocab_size = context_length(config), config.vocab_size
+        self._expected: dict[Completion, list[float]] = {}
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
@@ -63,6 +64,16 @@ class ServedTeacher:
         if reasons:
             raise ServerError(f"Another process has no scores of the teacher: {reasons[0]}")
 
+    def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+        """Ask for all of them at once, so that micro-batches do not wait for one another.
+
+        Raises:
+            ServerError: If a server stays away, or answers what cannot be used.
+            CacheError: If the file with the scores cannot be used.
+        """
+        asked = [self._readable(*pair) for pair in zip(prompts, completions, strict=True)]
+        self._expected = dict(zip(asked, self.scorer.scores(asked), strict=True))
+
     def token_logps(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     ) -> Float[Tensor, " teacher_tokens"]:
@@ -73,7 +84,10 @@ class ServedTeacher:
             CacheError: If the file with the scores cannot be used.
         """
         asked = [self._readable(*pair) for pair in zip(prompts, completions, strict=True)]
-        scores = self.scorer.scores(asked)
+        # What was expected and is missing is missing for good.
+        unexpected = [each for each in asked if each not in self._expected]
+        known = self._expected | dict(zip(unexpected, self.scorer.scores(unexpected), strict=True))
+        scores = [known[each] for each in asked]
         logps = torch.full((sum(map(len, completions)),), torch.nan)
         start = 0
         for completion, values in zip(completions, scores, strict=True):

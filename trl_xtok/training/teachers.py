@@ -44,6 +44,10 @@ class Teacher(Teaching, Protocol):
 
     name: str
 
+    def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+        """What it will be asked for in this optimizer step, micro-batch by micro-batch, within `on_device`."""
+        ...
+
     def token_logps(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     ) -> Float[Tensor, " teacher_tokens"]:
@@ -92,9 +96,25 @@ def token_logps_by_teacher(
     return torch.cat([rows[place] for place in range(len(rollouts))])
 
 
+def expect_by_teacher(rollouts: Sequence[Rollout], teachers: Sequence[Teacher]) -> None:
+    """Tell each teacher which of the rollouts of an optimizer step it will score.
+
+    Args:
+        rollouts: Each names its teacher by number.
+        teachers: In the order of their numbers.
+    """
+    for number, teacher in enumerate(teachers):
+        teacher.expect(*_in_its_tokens([rollout for rollout in rollouts if rollout.teacher == number]))
+
+
 def _token_logps(teacher: Teacher, rollouts: Sequence[Rollout]) -> Tensor:
+    return teacher.token_logps(*_in_its_tokens(rollouts))
+
+
+def _in_its_tokens(rollouts: Sequence[Rollout]) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and completions."""
     prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
-    return teacher.token_logps(prompts, [rollout.alignment.teacher_ids for rollout in rollouts])
+    return prompts, [rollout.alignment.teacher_ids for rollout in rollouts]
 
 
 class LocalTeacher:
@@ -126,6 +146,9 @@ class LocalTeacher:
     def lm_head(self) -> LMHead:
         """What makes logits of its hidden states."""
         return read_lm_head(causal_lm(self.model))
+
+    def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+        """It computes a micro-batch at a time, for want of memory."""
 
     @contextmanager
     def on_device(self) -> Iterator[None]:

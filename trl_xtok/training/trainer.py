@@ -207,7 +207,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         with metrics.timed("teacher"), self.teacher.on_device():
             selection = self.objective.selection(self.args, self.aligners, on_policy=on_policy)
             options = {"teachers": [*self.teachers.values()], "selection": selection, "device": self.args.device}
-            batches = [self.objective.score(rollouts, **options) for rollouts in windows]
+            batches = self.objective.score_window(windows, **options)
         for batch in batches:
             batch.rollouts = batch.rollouts[:rows]
         self._run_log.start_step(batches, mode)
