@@ -18,11 +18,11 @@ from .config_checks import (
     take_alias,
 )
 from .config_values import as_json, has_bf16
-from .trl_compat import GKDConfig
+from .engine_config import EngineConfig, check_engine_fields
 
 
 @dataclass
-class CrossTokenizerGKDConfig(GKDConfig):
+class CrossTokenizerGKDConfig(EngineConfig):
     """
     Configuration class for [`CrossTokenizerGKDTrainer`].
 
@@ -123,7 +123,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
             Whether to log only one completion of each prompt to `wandb` and `trackio`.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GKDConfig._VALID_DICT_FIELDS, *DICTIONARIES]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*EngineConfig._VALID_DICT_FIELDS, *DICTIONARIES]
 
     # Parameters whose default values are overridden from GKDConfig
     temperature: float = field(
@@ -280,6 +280,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
         refuse_invalid(self, self.objective)
         refuse_loss(self, self.objective)
         check_teacher(self)
+        check_engine_fields(self)
         if self.dropped_advantage != "mean":
             self.dropped_advantage = read_charge(self.dropped_advantage, self.advantage_baseline)
 

@@ -28,6 +28,7 @@ from .advantages import fix_means
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .dataset_checks import evaluation_collator, prepare_datasets, refuse_short_stream
+from .engine_rollouts import make_engine
 from .evaluation import EvaluatingGKDTrainer
 from .metrics import Mode
 from .model_card import PAPER, add_teacher
@@ -133,12 +134,8 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
     ):
         args = setup.check_args(args, loading.check_model(model, "model"), compute_metrics)
-        setup.refuse_arguments(
-            model,
-            peft_config,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            formatting_func=formatting_func,
-        )
+        unread = {"preprocess_logits_for_metrics": preprocess_logits_for_metrics, "formatting_func": formatting_func}
+        setup.refuse_arguments(model, peft_config, **unread)
         setup.check_student_loading(model, args, quantization_config)
         teacher = setup.check_teacher(teacher_model, model, args)
         tokenizer = loading.load_student_tokenizer(processing_class, model, args)
@@ -173,6 +170,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
         self._written = TeacherWriter(self.teacher, collator, args) if args.seq_kd else read_completions
         self._run_log = RunLog(tokenizer, teacher_tokenizer, args, self.accelerator)
+        self._engine = make_engine(self.model, tokenizer, self.generation_config, args, self.accelerator)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
 
@@ -217,6 +215,10 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
         rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
+        if self._engine is not None:
+            mode: Mode = "train" if self.model.training else "eval"
+            is_new = mode == "train" or self._eval_batches == 1
+            return self._engine.generate(self.model, rows, self._run_log.metrics[mode], new_weights=is_new)
         size = self.args.generation_batch_size or self._train_batch_size
         checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with (
