@@ -50,6 +50,10 @@ class ServerError(XTokError, RuntimeError):
         self.status = status
 
 
+class CacheError(XTokError, RuntimeError):
+    """A file in which scores are kept cannot be used."""
+
+
 class DependencyError(XTokError, ImportError):
     """An optional package is needed for what was asked, and it is not installed."""
 

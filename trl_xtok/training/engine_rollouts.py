@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..errors import ModelError, ServerError
 from ..serving.completions import CompletionServer, SampledCompletion, Sampling
@@ -238,14 +239,25 @@ def _saved(student: nn.Module, folder: Path) -> Iterator[Path]:
     target, partial = folder / "student", folder / "student.partial"
     for path in (target, partial):
         shutil.rmtree(path, ignore_errors=True)
-    plain = on_its_own(student)
-    plain.save_pretrained(partial)
-    del plain
+    with _without_progress():
+        on_its_own(student).save_pretrained(partial)
     partial.rename(target)
     try:
         yield target
     finally:
         shutil.rmtree(target, ignore_errors=True)
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """One bar in each step would hide all else that is printed."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @torch.no_grad()
