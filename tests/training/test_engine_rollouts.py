@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from tests import real_tokenizers
 from tests.serving.stub_server import Reply
+from tests.training.engine_server import EngineServer
 from tests.training.fixed_rollouts import FixedTrainer, lora, whole_step, without_times
-from tests.training.model_server import ModelServer
 from tests.training.tiny_models import PROMPTS, prompt_dataset, save, tiny_args, tiny_model, tiny_trainer
 from trl_xtok.errors import ModelError, ServerError
 from trl_xtok.training.engine_rollouts import on_its_own
@@ -31,8 +31,8 @@ def serve(tied_path):
     """A server with the model as it was before training; all are closed at the end."""
     servers = []
 
-    def start(path: str = tied_path, **options) -> ModelServer:
-        servers.append(ModelServer(path, **options))
+    def start(path: str = tied_path, **options) -> EngineServer:
+        servers.append(EngineServer(path, **options))
         return servers[-1]
 
     yield start
@@ -40,7 +40,7 @@ def serve(tied_path):
         server.close()
 
 
-def engine(server: ModelServer, **changes):
+def engine(server: EngineServer, **changes):
     return {
         "use_vllm": True,
         "vllm_mode": "server",
@@ -55,7 +55,7 @@ def engine(server: ModelServer, **changes):
 def make(tmp_path, tied_path, teacher_path):
     """A trainer whose student is in a server, too; `arguments` are the trainer's, the rest args."""
 
-    def build(server: ModelServer, *, folder: str = "out", arguments=None, student=tied_path, **changes):
+    def build(server: EngineServer, *, folder: str = "out", arguments=None, student=tied_path, **changes):
         args = tiny_args(tmp_path / folder, **engine(server, **changes))
         return tiny_trainer(student, teacher_path, args, trainer_class=FixedTrainer, **arguments or {})
 

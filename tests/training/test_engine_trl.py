@@ -9,7 +9,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from tests.training.fixed_rollouts import whole_step
 from tests.training.tiny_models import PROMPTS
 from trl_xtok.errors import ServerError
-from trl_xtok.training import engine_config, engine_rollouts
+from trl_xtok.training import engine_arguments, engine_rollouts
 from trl_xtok.training.scoring import causal_lm, completion_logps, pack
 
 
@@ -47,7 +47,7 @@ class Engine:
 
 @pytest.fixture
 def make(make_trainer, monkeypatch):
-    monkeypatch.setattr(engine_config, "_what_lacks", lambda: "")
+    monkeypatch.setattr(engine_arguments, "_what_lacks", lambda: "")
     monkeypatch.setattr(engine_rollouts, "VLLMGeneration", Engine)
 
     def build(**changes):

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests import real_tokenizers
+from tests.training.engine_server import EngineServer
 from tests.training.fixed_rollouts import Step, without_times
-from tests.training.model_server import ModelServer
 from tests.training.two_ranks import cases, take
 
 
@@ -55,8 +55,8 @@ def run_two_ranks(*arguments: str, module: str = "tests.training.two_ranks") -> 
 
 
 @pytest.fixture(scope="module")
-def engine(padded_student_path) -> Iterator[ModelServer]:
-    with ModelServer(padded_student_path) as server, pytest.MonkeyPatch.context() as patch:
+def engine(padded_student_path) -> Iterator[EngineServer]:
+    with EngineServer(padded_student_path) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENGINE_URL", server.url)
         yield server
 

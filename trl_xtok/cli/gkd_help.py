@@ -28,6 +28,10 @@ _GROUPS = {
         teacher_model_revision teacher_model_init_kwargs teacher_quantization_config offload_teacher
         teacher_chat_template_kwargs teacher_chat_template_path
     """,
+    "Teacher behind a server": """
+        teacher_server_url teacher_server_model teacher_server_timeout teacher_server_max_concurrency
+        teacher_score_cache
+    """,
     "Student": """
         model_revision dtype attn_implementation load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant
         bnb_4bit_quant_storage model_init_kwargs trust_remote_code chat_template_path chat_template_kwargs eos_token

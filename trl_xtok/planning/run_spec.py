@@ -37,7 +37,7 @@ class RunSpec:
 
     Attributes:
         student: The student.
-        teacher: The teacher.
+        teacher: The teacher; `None` if a server has it.
         per_device_train_batch_size: Completions of a micro-batch.
         gradient_accumulation_steps: Micro-batches of an optimizer step.
         generation_batch_size: Completions sampled together; `None` is the micro-batch.
@@ -55,7 +55,7 @@ class RunSpec:
     """
 
     student: ModelSpec
-    teacher: ModelSpec
+    teacher: ModelSpec | None
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     generation_batch_size: int | None = None

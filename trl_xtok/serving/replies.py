@@ -12,7 +12,7 @@ from ..errors import ServerError
 
 # What a log-prob may be above zero by rounding.
 _ROUND_OFF = 1e-3
-# What vLLM writes for minus infinity.
+# What vLLM writes for minus infinity (seen with 0.32).
 _LOWEST = -9999.0
 
 

@@ -28,6 +28,24 @@ class Completion(NamedTuple):
     start: int
 
 
+def score(server: VLLMServer, model: str, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Log-prob of each id but the first of each sequence, in one request; NaN where there is no usable value.
+
+    Raises:
+        ServerError: If the request is refused, or has no usable answer.
+    """
+    payload = {
+        "model": model,
+        "prompt": sequences,
+        # It cannot be zero.
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "prompt_logprobs": 0,
+        "return_token_ids": True,
+    }
+    return read_scores(server.post("/v1/completions", payload), sequences)
+
+
 class ServedScorer:
     """Scores completions with a model that one or several servers serve.
 
@@ -101,9 +119,8 @@ class ServedScorer:
 
     def _score(self, server: VLLMServer, batch: Sequence[Completion]) -> list[list[float]]:
         """One request; if it is refused, its halves, so that nothing is lost but what the server cannot read."""
-        sent = [each.ids for each in batch]
         try:
-            reply = server.post("/v1/completions", self._payload(sent))
+            scored = score(server, self._model, [each.ids for each in batch])
         except ServerError as error:
             if error.status not in (400, 422):
                 raise
@@ -113,18 +130,7 @@ class ServedScorer:
             _logger.warning("A completion of %d ids is left out: %s", _size(batch[0]), error)
             return [[math.nan] * _size(batch[0])]
         # The first id has no log-prob.
-        return [scores[each.start - 1 :] for scores, each in zip(read_scores(reply, sent), batch, strict=True)]
-
-    def _payload(self, sent: Sequence[Sequence[int]]) -> dict[str, object]:
-        return {
-            "model": self._model,
-            "prompt": sent,
-            # It cannot be zero.
-            "max_tokens": 1,
-            "temperature": 0.0,
-            "prompt_logprobs": 0,
-            "return_token_ids": True,
-        }
+        return [logps[each.start - 1 :] for logps, each in zip(scored, batch, strict=True)]
 
 
 def _size(completion: Completion) -> int:

@@ -45,7 +45,7 @@ class VLLMServer:
     """
 
     def __init__(self, url: str, *, timeout: float = 60.0, deadline: float = 240.0):
-        self.url, is_local = _checked(url)
+        self.url = check_url(url)
         self._timeout, self._deadline = timeout, deadline
         self._key = _api_key()
         self._client = httpx2.Client(
@@ -53,7 +53,7 @@ class VLLMServer:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             # Who calls limits how many requests there are at a time.
             limits=httpx2.Limits(max_connections=None),
-            trust_env=not is_local,
+            trust_env=not _is_local(httpx2.URL(self.url).host),
         )
         # A trainer has no end at which it could close them.
         weakref.finalize(self, self._client.close)
@@ -151,8 +151,12 @@ class VLLMServer:
         return text.replace(self._key, "***") if self._key else text
 
 
-def _checked(url: Any) -> tuple[str, bool]:
-    """The address without what is at its end anyway, and whether it is on this machine."""
+def check_url(url: Any) -> str:
+    """The address of a server, without what is at its end anyway.
+
+    Raises:
+        ConfigError: If it is none, or has a password in it.
+    """
     shown = re.sub(r"//[^/]*@", "//***@", str(url))
     if shown != str(url):
         raise ConfigError(
@@ -165,7 +169,7 @@ def _checked(url: Any) -> tuple[str, bool]:
         parsed = httpx2.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
         raise ConfigError(f"{shown!r} is not the address of a server. Give one as http://127.0.0.1:8000.")
-    return str(parsed).rstrip("/").removesuffix("/v1").rstrip("/"), _is_local(parsed.host)
+    return str(parsed).rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _is_local(host: str) -> bool:

@@ -32,7 +32,7 @@ def add_teacher(card: Path, teacher: str, objective: str) -> None:
     """
     if not teacher:
         said = "a model without a name"
-    elif Path(teacher).is_dir():
+    elif Path(teacher).is_dir() or Path(teacher).is_absolute():
         said = f"`{Path(teacher).name}`"
     else:
         said = f"[{teacher}](https://huggingface.co/{teacher})"

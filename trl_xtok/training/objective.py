@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from ..alignment.aligner import TokenizerAligner
 from ..errors import ConfigError
-from ..objectives import LMHead, chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
+from ..objectives import chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
 from .advantages import Credited, credit_tokens
 from .best_metric import refuse_loss
 from .config import CrossTokenizerGKDConfig
 from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unread
 from .scoring import completion_states, read_lm_head
-from .teachers import LocalTeacher
+from .teachers import LocalTeacher, Teacher
 from .vocab_comparison import VocabComparison
 from .window import MicroBatch, Rollout, Selection, StudentScores, assemble
 
@@ -37,7 +37,8 @@ def choose_objective(
     """
     objective = args.objective
     if objective == "auto":
-        objective = "exact_jsd" if aligner.same_vocabulary else "chunk_rkl"
+        # A server says nothing of whole distributions.
+        objective = "exact_jsd" if aligner.same_vocabulary and args.teacher_server_url is None else "chunk_rkl"
         refuse_unread(args, objective)
         refuse_invalid(args, objective)
     if objective == "exact_jsd" and not aligner.same_vocabulary:
@@ -77,7 +78,7 @@ class Objective:
         )
 
     def score(
-        self, rollouts: Sequence[Rollout], *, teacher: LocalTeacher, selection: Selection, device: torch.device
+        self, rollouts: Sequence[Rollout], *, teacher: Teacher, selection: Selection, device: torch.device
     ) -> MicroBatch:
         """Have the teacher say what this objective reads of it, and put the micro-batch together."""
         prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
@@ -89,7 +90,7 @@ class Objective:
         elif comparison is None:
             scores = teacher.token_logps(prompts, completions), None
         else:
-            scores = teacher.token_logps_and_states(prompts, completions)
+            scores = cast(LocalTeacher, teacher).token_logps_and_states(prompts, completions)
         return assemble(rollouts, *scores, selection, comparison, device)
 
 
@@ -98,7 +99,7 @@ def make_objective(
     args: CrossTokenizerGKDConfig,
     aligner: TokenizerAligner,
     student: PreTrainedModel,
-    teacher_head: LMHead,
+    teacher: Teacher,
 ) -> Objective:
     """Set up what `name` stands for; for `prefix_jsd` that takes seconds.
 
@@ -107,8 +108,10 @@ def make_objective(
     """
     if name not in _COMPARING and args.advantage_baseline != "position":
         return Objective(name, None)
+    # What compares is refused beside a served teacher.
+    head = cast(LocalTeacher, teacher).lm_head
     rows = len(read_lm_head(student).weight)
-    return Objective(name, VocabComparison(name, aligner, rows, teacher_head.to(args.device), args))
+    return Objective(name, VocabComparison(name, aligner, rows, head.to(args.device), args))
 
 
 def student_scores(

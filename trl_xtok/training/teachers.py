@@ -1,16 +1,16 @@
 """The teacher: who scores the completions.
 
 A teacher needs to say one number per token of its own encoding of a completion. `LocalTeacher` computes it with a
-transformers model, quantized or not.
+transformers model, quantized or not; `ServedTeacher` asks a server.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from ..errors import ConfigError, ModelError
@@ -21,7 +21,19 @@ from .scoring import causal_lm, check_head, completion_states, pack, read_lm_hea
 
 
 class Teacher(Protocol):
-    """Whoever can score completions in the teacher's tokens."""
+    """Whoever can score completions in the teacher's tokens.
+
+    Attributes:
+        name: What the user calls it; empty if it has no name.
+        model: Its weights, or what stands in for them if they are not here.
+    """
+
+    name: str
+    model: nn.Module
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Around the scoring of an optimizer step."""
+        ...
 
     def token_logps(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]

@@ -39,7 +39,8 @@ from .run_history import RunHistory
 from .run_log import RunLog
 from .scoring import causal_lm, check_head, completion_logps
 from .segmentation import add_canonical_paths
-from .teachers import LocalTeacher, load_teacher
+from .served_teacher import connect
+from .teachers import LocalTeacher, Teacher, load_teacher
 from .trl_compat import (
     SFTTrainer,
     TeacherStandIn,
@@ -134,14 +135,15 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
     ):
         args = setup.check_args(args, loading.check_model(model, "model"), compute_metrics)
-        unread = {"preprocess_logits_for_metrics": preprocess_logits_for_metrics, "formatting_func": formatting_func}
-        setup.refuse_arguments(model, peft_config, **unread)
+        unused = {"preprocess_logits_for_metrics": preprocess_logits_for_metrics, "formatting_func": formatting_func}
+        setup.refuse_arguments(model, peft_config, **unused)
         setup.check_student_loading(model, args, quantization_config)
         teacher = setup.check_teacher(teacher_model, model, args)
         tokenizer = loading.load_student_tokenizer(processing_class, model, args)
         teacher_tokenizer = loading.load_teacher_tokenizer(teacher_processing_class, teacher, args)
         config = loading.read_config(model, args.model_init_kwargs, args)
-        teacher_config = loading.read_teacher_config(teacher, args)
+        served = connect(teacher, teacher_tokenizer, args)
+        teacher_config = loading.read_teacher_config(teacher, args) if served is None else served.config
         collator = setup.make_collator(tokenizer, teacher_tokenizer, config, teacher_config, args)
         train_dataset, eval_dataset = prepare_datasets(train_dataset, eval_dataset, collator, args, data_collator)
 
@@ -165,9 +167,9 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         loading.prepare_student(self.model)
         check_head(student := causal_lm(self.model), "student")
         objective_name = choose_objective(args, self.aligner, eval_dataset)
-        self.teacher = LocalTeacher(load_teacher(teacher, args), args, loading.name_of(teacher))
+        self.teacher: Teacher = served or LocalTeacher(load_teacher(teacher, args), args, loading.name_of(teacher))
         self.teacher_model = self.teacher.model
-        self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
+        self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher)
         self._written = TeacherWriter(self.teacher, collator, args) if args.seq_kd else read_completions
         self._run_log = RunLog(tokenizer, teacher_tokenizer, args, self.accelerator)
         self._engine = make_engine(self.model, tokenizer, self.generation_config, args, self.accelerator)
@@ -187,7 +189,8 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
             return [], None
         # The first window of a run, resumed or not, finds the model as it was loaded: in evaluation mode.
         self.model.train()
-        with sampling_seed(self.args.seed, self.state.global_step, self.args.process_index, device=self.args.device):
+        seed = self.args.seed, self.state.global_step, self.args.process_index
+        with self._keeping_finished_steps(), sampling_seed(*seed, device=self.args.device):
             return self._score_window(prompts, "train" if is_on_policy(self.args, self.state.global_step) else _OFF)
 
     def _score_window(

@@ -1,4 +1,4 @@
-"""The training arguments that say whether vLLM writes the rollouts, and how it gets the student's weights."""
+"""The training arguments for rollouts: whether vLLM writes them, and how it gets the student's weights."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ConfigError
-from .trl_compat import GKDConfig, is_vllm_available
+from .trl_compat import is_vllm_available
 
 
 _SERVER = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_weight_sync")
@@ -18,12 +18,15 @@ _ONLY_FOR = {"nccl": ("vllm_group_port",), "reload": ("vllm_weight_sync_dir",)}
 
 
 @dataclass
-class EngineConfig(GKDConfig):
+class EngineArguments:
     """
-    The arguments of [`CrossTokenizerGKDConfig`] that are about rollouts from vLLM, named as in
-    [`trl.DistillationConfig`]; `vllm_weight_sync` and `vllm_weight_sync_dir` are our own.
+    The arguments of [`CrossTokenizerGKDConfig`] for rollouts, those from vLLM named as in [`DistillationConfig`];
+    `vllm_weight_sync` and `vllm_weight_sync_dir` are our own.
 
     Args:
+        generation_batch_size (`int`, *optional*):
+            Number of completions generated together on one device, or asked for at the same time by one process where
+            a vLLM server writes them. `None` is `per_device_train_batch_size`, and 64 with a server.
         use_vllm (`bool`, *optional*, defaults to `False`):
             Whether vLLM writes the student's completions, in training and in evaluations.
         vllm_mode (`str`, *optional*, defaults to `"colocate"`):
@@ -59,6 +62,12 @@ class EngineConfig(GKDConfig):
             `output_dir`.
     """
 
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of completions generated together on one device. None is `per_device_train_batch_size`."
+        },
+    )
     use_vllm: bool = field(default=False, metadata={"help": "Whether vLLM writes the student's completions."})
     vllm_mode: Literal["colocate", "server"] = field(
         default="colocate", metadata={"help": "Whether vLLM runs in the processes of the trainer or as a server."}
@@ -111,14 +120,14 @@ class EngineConfig(GKDConfig):
         return self.vllm_weight_sync == "reload" or (self.vllm_weight_sync == "auto" and bool(_what_lacks()))
 
 
-def check_engine_fields(args: EngineConfig) -> None:
+def check_engine_arguments(args: EngineArguments) -> None:
     """Refuse settings of vLLM that would be ignored or are out of range.
 
     Raises:
         ConfigError: Naming the argument.
     """
     if not args.use_vllm:
-        every = [item.name for item in fields(EngineConfig) if item.name.startswith("vllm_")]
+        every = [item.name for item in fields(EngineArguments) if item.name.startswith("vllm_")]
         _refuse_set(args, every, "without `use_vllm=True`")
     elif args.vllm_mode == "colocate":
         _refuse_set(args, [*_SERVER, "vllm_group_port", "vllm_weight_sync_dir"], "with `vllm_mode='colocate'`")
@@ -135,7 +144,7 @@ def check_engine_fields(args: EngineConfig) -> None:
         raise ConfigError(f"`vllm_server_timeout` must be positive and finite, got {args.vllm_server_timeout}.")
 
 
-def check_engine(args: EngineConfig) -> None:
+def check_engine(args: EngineArguments) -> None:
     """Refuse a way of using vLLM that this machine has not got.
 
     Raises:

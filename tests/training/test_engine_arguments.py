@@ -7,8 +7,8 @@ from trl import DistillationConfig
 
 from trl_xtok import CrossTokenizerGKDConfig
 from trl_xtok.errors import ConfigError
-from trl_xtok.training import engine_config
-from trl_xtok.training.engine_config import check_engine
+from trl_xtok.training import engine_arguments
+from trl_xtok.training.engine_arguments import check_engine
 
 
 OURS = {"vllm_weight_sync", "vllm_weight_sync_dir"}
@@ -47,7 +47,7 @@ def test_the_address_of_the_server():
     ],
 )
 def test_auto_is_nccl_where_it_can_be(monkeypatch, lacks, sync, reloads):
-    monkeypatch.setattr(engine_config, "_what_lacks", lambda: lacks)
+    monkeypatch.setattr(engine_arguments, "_what_lacks", lambda: lacks)
     assert config(use_vllm=True, vllm_mode="server", vllm_weight_sync=sync).reloads_weights is reloads
     assert not config().reloads_weights
 
@@ -56,7 +56,7 @@ def test_auto_is_nccl_where_it_can_be(monkeypatch, lacks, sync, reloads):
     "changes", [{"vllm_mode": "colocate"}, {"vllm_mode": "server", "vllm_weight_sync": "nccl"}], ids=str
 )
 def test_what_needs_cuda_and_vllm_is_refused_without_them(monkeypatch, changes):
-    monkeypatch.setattr(engine_config.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(engine_arguments.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"needs CUDA.*vLLM, which is not installed here.*vllm_weight_sync='reload'"):
         check_engine(config(use_vllm=True, **changes))
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.serving.stub_server import Reply, Request, StubServer
 
 
-class ModelServer(StubServer):
+class EngineServer(StubServer):
     """Samples from a model, which it loads again when it is told to.
 
     Attributes:
