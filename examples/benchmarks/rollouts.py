@@ -4,8 +4,8 @@
     python -m examples.benchmarks.rollouts --batch-size 4 --repeats 1
 
 SmolLM2-135M-Instruct in float32 continues pieces of this project's documentation, 8 to 256 tokens long, at temperature
-1. `plain` is what training does: batches in the order of the prompts, padded on the left, with a growing cache.
-`sorted` puts prompts of like length into one batch, `static` has a cache of fixed size, and `continuous` is
+1. `plain` is `generate` on batches in the order of the prompts, padded on the left, with a growing cache. `sorted` is what
+training does: prompts of like length are in one batch. `static` has a cache of fixed size besides, and `continuous` is
 `generate_batch` with a paged cache, in which the next prompt takes the place of a completion that has ended; it has as
 many at a time as the others have in a batch. The variants take turns, and the shortest time of each counts.
 """
@@ -40,18 +40,21 @@ def make_prompts(encode: Callable[[str], list[int]], count: int) -> list[list[in
     return [ids[start : start + length] for length in lengths for start in (chance.randrange(len(ids) - length),)]
 
 
-def batches(
-    model: PreTrainedModel, prompts: Completions, config: GenerationConfig, size: int, *, in_order: bool = True
-) -> Completions:
-    """As training does it, or with the prompts sorted by length."""
-    places = sorted(range(len(prompts)), key=lambda place: 0 if in_order else len(prompts[place]))
-    return generate_completions(model, [prompts[place] for place in places], config, size, model.device)
+def in_order(model: PreTrainedModel, prompts: Completions, config: GenerationConfig, size: int) -> Completions:
+    """Batches in the order of the prompts."""
+    starts = range(0, len(prompts), size)
+    return [ids for start in starts for ids in by_length(model, prompts[start : start + size], config, size)]
+
+
+def by_length(model: PreTrainedModel, prompts: Completions, config: GenerationConfig, size: int) -> Completions:
+    """As training does it."""
+    return generate_completions(model, prompts, config, size, model.device)
 
 
 def static(model: PreTrainedModel, prompts: Completions, config: GenerationConfig, size: int) -> Completions:
     """With a cache of fixed size."""
     fixed = GenerationConfig.from_dict({**config.to_dict(), "cache_implementation": "static"})
-    return batches(model, prompts, fixed, size)
+    return by_length(model, prompts, fixed, size)
 
 
 def continuous(model: PreTrainedModel, prompts: Completions, config: GenerationConfig, size: int) -> Completions:
@@ -63,12 +66,7 @@ def continuous(model: PreTrainedModel, prompts: Completions, config: GenerationC
     return [output.generated_tokens for output in outputs.values()]
 
 
-VARIANTS = {
-    "plain": batches,
-    "sorted": partial(batches, in_order=False),
-    "static": static,
-    "continuous": continuous,
-}
+VARIANTS = {"plain": in_order, "sorted": by_length, "static": static, "continuous": continuous}
 
 
 def read_arguments() -> argparse.Namespace:
