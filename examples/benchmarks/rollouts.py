@@ -2,16 +2,20 @@
 
     python -m examples.benchmarks.rollouts
     python -m examples.benchmarks.rollouts --batch-size 4 --repeats 1
+    python -m examples.benchmarks.rollouts --server http://127.0.0.1:8000
 
 SmolLM2-135M-Instruct in float32 continues pieces of this project's documentation, 8 to 256 tokens long, at temperature
-1. `plain` is `generate` on batches in the order of the prompts, padded on the left, with a growing cache. `sorted` is what
-training does: prompts of like length are in one batch. `static` has a cache of fixed size besides, and `continuous` is
-`generate_batch` with a paged cache, in which the next prompt takes the place of a completion that has ended; it has as
-many at a time as the others have in a batch. The variants take turns, and the shortest time of each counts.
+1. `plain` is `generate` on batches in the order of the prompts, padded on the left, with a growing cache. `sorted` is
+what training does: prompts of like length are in one batch. `static` has a cache of fixed size besides, and
+`continuous` is `generate_batch` with a paged cache, in which the next prompt takes the place of a completion that has
+ended; it has as many at a time as the others have in a batch. The variants take turns, and the shortest time of each
+counts. With `--server`, a vLLM server that has the same model samples, too, and the time it takes to send it the
+weights is told.
 """
 
 import argparse
 import random
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +27,9 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import logging
 
 from trl_xtok.cli.demo_models import demo_model_path
+from trl_xtok.serving.completions import CompletionServer, Sampling
+from trl_xtok.serving.server import VLLMServer
+from trl_xtok.training.engine_rollouts import saved_for_server
 from trl_xtok.training.rollouts import generate_completions
 
 from .report import machine_line, markdown_table, number
@@ -66,6 +73,27 @@ def continuous(model: PreTrainedModel, prompts: Completions, config: GenerationC
     return [output.generated_tokens for output in outputs.values()]
 
 
+def served(
+    model: PreTrainedModel, prompts: Completions, config: GenerationConfig, size: int, *, server: VLLMServer
+) -> Completions:
+    """By a vLLM server."""
+    stops = frozenset([config.eos_token_id])
+    sampling = Sampling(config.temperature, config.max_new_tokens, stops, model.config.vocab_size)
+    completions = CompletionServer(server, sampling, requests=size).sample(prompts, range(len(prompts)))
+    return [completion.ids for completion in completions]
+
+
+def send(model: PreTrainedModel, server: VLLMServer) -> tuple[float, float]:
+    """Seconds to save the weights, and until the server has read them."""
+    sampling = Sampling(1.0, 1, frozenset(), model.config.vocab_size)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        with saved_for_server(model, Path(folder)) as saved:
+            middle = time.perf_counter()
+            CompletionServer(server, sampling).reload(saved)
+            return middle - start, time.perf_counter() - middle
+
+
 VARIANTS = {"plain": in_order, "sorted": by_length, "static": static, "continuous": continuous}
 
 
@@ -76,6 +104,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="most tokens of a completion")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[4, 16], help="completions at a time")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--server", help="address of a vLLM server with the model, started with VLLM_SERVER_DEV_MODE=1"
+    )
     return parser.parse_args()
 
 
@@ -97,10 +128,12 @@ def main() -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    server = None if arguments.server is None else VLLMServer(arguments.server)
+    variants = VARIANTS if server is None else {**VARIANTS, "vLLM": partial(served, server=server)}
     speeds: dict[tuple[int, str], list[tuple[float, int]]] = {}
     for repeat in range(arguments.repeats):
         for size in arguments.batch_size:
-            for name, sample in VARIANTS.items():
+            for name, sample in variants.items():
                 torch.manual_seed(repeat)
                 start = time.perf_counter()
                 tokens = sum(map(len, sample(model, prompts, config, size)))
@@ -112,6 +145,10 @@ def main() -> None:
     ]
     print(f"{machine_line('cpu')}. float32, {len(prompts)} prompts, at most {arguments.tokens} new tokens.\n")
     print(markdown_table(("sampling", "at a time", "seconds", "tokens per second"), rows))
+    if server is not None:
+        times = [send(model, server) for _ in range(arguments.repeats)]
+        saving, reading = (min(column) for column in zip(*times, strict=True))
+        print(f"\nWeights: saved in {number(saving)} s, read by the server in {number(reading)} s.")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ def test_a_setting_without_effect_is_refused(changes):
         ({"vllm_mode": "remote"}, "must be one of colocate, server"),
         ({"vllm_mode": "server", "vllm_weight_sync": "disk"}, "must be one of auto, nccl, reload"),
         ({"vllm_mode": "server", "vllm_server_timeout": 0.0}, "vllm_server_timeout` must be positive"),
+        ({"vllm_mode": "server", "vllm_server_base_url": "h:1"}, "'h:1' is not the address of a server"),
+        ({"vllm_mode": "server", "vllm_server_base_url": "http://me:pw@h"}, "has a user or a password in it"),
         ({"vllm_gpu_memory_utilization": 30.0}, "must be above 0 and at most 1, got 30"),
     ],
     ids=str,

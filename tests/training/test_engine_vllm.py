@@ -74,7 +74,6 @@ def test_sampled_log_probs_are_those_of_the_trainer(make, sampled, kind):
     assert trainer.state.global_step == 3
     logs = trainer.state.log_history[:3]
     assert all(log["sampling/sampling_logp_difference/max"] < 1e-3 for log in logs)
-    print(kind, [(log["time/weight_sync"], log["time/rollout"]) for log in logs], logs[-1])
 
     # With the weights after the last step, every token of every completion.
     ((inputs,), _) = whole_step(trainer, PROMPTS, batch_size=8)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ConfigError
+from ..serving.server import check_url
 from .trl_compat import is_vllm_available
 
 
@@ -132,6 +133,7 @@ def check_engine_arguments(args: EngineArguments) -> None:
     elif args.vllm_mode == "colocate":
         _refuse_set(args, [*_SERVER, "vllm_group_port", "vllm_weight_sync_dir"], "with `vllm_mode='colocate'`")
     else:
+        check_url(args.vllm_url)
         _refuse_set(args, _COLOCATE, "with `vllm_mode='server'`: give the server its flag")
         other = {"nccl": "reload", "reload": "nccl", "auto": ""}[args.vllm_weight_sync]
         _refuse_set(args, _ONLY_FOR.get(other, ()), f"with `vllm_weight_sync={args.vllm_weight_sync!r}`")

@@ -7,6 +7,7 @@ TRL's own way, over NCCL or with an engine in the processes of the trainer.
 import copy
 import shutil
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -152,7 +153,7 @@ class ServerRollouts(EngineRollouts):
         # The others may still be sampling with the old weights.
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
-            with _saved(student, self._folder) as folder:
+            with saved_for_server(student, self._folder) as folder:
                 self._server.reload(folder)
         self._accelerator.wait_for_everyone()
 
@@ -234,15 +235,13 @@ def make_engine(
 
 
 @contextmanager
-def _saved(student: nn.Module, folder: Path) -> Iterator[Path]:
-    """A folder with the student as an ordinary model, complete from the start, for as long as it is read."""
-    target, partial = folder / "student", folder / "student.partial"
-    for path in (target, partial):
-        shutil.rmtree(path, ignore_errors=True)
-    with _without_progress():
-        on_its_own(student).save_pretrained(partial)
-    partial.rename(target)
+def saved_for_server(student: nn.Module, folder: Path) -> Iterator[Path]:
+    """A folder of its own in `folder` with the student as an ordinary model, for as long as it is read."""
+    # Other runs may use `folder`, too.
+    target = folder / f"trl_xtok_student_{uuid.uuid4().hex}"
     try:
+        with _without_progress():
+            on_its_own(student).save_pretrained(target)
         yield target
     finally:
         shutil.rmtree(target, ignore_errors=True)
