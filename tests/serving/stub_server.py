@@ -47,11 +47,13 @@ class StubServer:
     def __init__(self, port: int = 0):
         self.answer: Callable[[Request], Reply] = lambda request: Reply(b"", 404)
         self.requests: list[Request] = []
-        self.most_at_once, self._now, self._lock = 0, 0, threading.Lock()
+        self.most_at_once, self._now, self._lock, self._closed = 0, 0, threading.Lock(), False
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Else each answer waits 40 ms for an acknowledgement.
+            disable_nagle_algorithm = True
 
             def do_GET(self):
                 self.reply(None)
@@ -60,6 +62,10 @@ class StubServer:
                 self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def reply(self, payload: Any) -> None:
+                if stub._closed:
+                    # Connections that are open outlive the server.
+                    self.close_connection = True
+                    return
                 with stub._counting():
                     request = Request(self.path, dict(self.headers), payload)
                     with stub._lock:
@@ -101,6 +107,7 @@ class StubServer:
         return _Counting(self)
 
     def close(self) -> None:
+        self._closed = True
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -109,7 +116,7 @@ class StubServer:
         return self
 
     def __exit__(self, *_):
-        with suppress(OSError):
+        if not self._closed:
             self.close()
 
 

@@ -3,8 +3,8 @@
 import itertools
 import logging
 import math
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
 from ..errors import ServerError
@@ -98,7 +98,7 @@ class ServedScorer:
         if self._cache is not None and whole:
             self._cache.write(whole)
 
-    def _ask(self, completions: Sequence[Completion]):
+    def _ask(self, completions: Sequence[Completion]) -> Iterator[tuple[list[Completion], list[list[float]]]]:
         """Batches of similar length and their scores, in the order in which they come."""
         # The longest first: they take longest.
         ordered = sorted(completions, key=lambda each: len(each.ids), reverse=True)
@@ -109,12 +109,23 @@ class ServedScorer:
             for batch in batches:
                 server = self._servers[next(self._turns) % len(self._servers)]
                 futures[pool.submit(self._score, server, batch)] = batch
+            failure = None
             for future in as_completed(futures):
-                scores = future.result()
-                self.requested += len(scores)
-                yield futures[future], scores
+                try:
+                    scores = future.result()
+                except ServerError as error:
+                    failure = failure or error
+                    # Those that are under way may still have an answer.
+                    for other in futures:
+                        other.cancel()
+                except CancelledError:
+                    continue
+                else:
+                    self.requested += len(scores)
+                    yield futures[future], scores
+            if failure is not None:
+                raise failure
         finally:
-            # After an error those that are under way end by themselves, at their deadline.
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _score(self, server: VLLMServer, batch: Sequence[Completion]) -> list[list[float]]:
