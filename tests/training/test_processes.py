@@ -126,3 +126,15 @@ def test_completions_of_all_ranks_are_kept_once(ranks, folder):
 def test_metrics_of_completions_are_those_of_all_ranks(ranks):
     for rank in ranks:
         assert rank["sampled"].evaluated["eval_num_completions"] == 4
+
+
+@pytest.mark.slow
+def test_all_processes_end_when_one_has_no_scores(tmp_path, padded_student_path, teacher_path):
+    run_two_ranks(padded_student_path, teacher_path, str(tmp_path), module="tests.training.two_ranks_served")
+    first, second = ((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
+    assert first.startswith("Another process has no scores of the teacher: POST")
+    assert second.startswith("POST http://127.0.0.1:")
+    assert "2 steps that are done are saved" in first and "2 steps that are done are saved" in second
+    assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {
+        path.name for path in (tmp_path / "checkpoint-2").iterdir()
+    }

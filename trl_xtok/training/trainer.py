@@ -66,7 +66,8 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         model ([`~transformers.PreTrainedModel`] or `str`):
             Student to be trained, or its name or path.
         teacher_model ([`~transformers.PreTrainedModel`] or `str`, *optional*):
-            Teacher, or its name or path. `None` takes `args.teacher_model_name_or_path`.
+            Teacher, or its name or path. `None` takes `args.teacher_model_name_or_path`. Of one behind
+            `args.teacher_server_url`, nothing but the tokenizer and the configuration is read from there.
         args ([`CrossTokenizerGKDConfig`], *optional*):
             Training arguments. `None` takes the defaults, with `output_dir` named after the student.
         data_collator ([`~transformers.DataCollator`], *optional*):
