@@ -49,6 +49,11 @@ _GROUPS = {
         max_completion_length generation_batch_size block_size loss_backend gradient_checkpointing
         activation_checkpointing activation_offloading bf16 fp16
     """,
+    "Rollouts from vLLM": """
+        use_vllm vllm_mode vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_weight_sync
+        vllm_weight_sync_dir vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length
+        vllm_tensor_parallel_size vllm_enable_sleep_mode vllm_model_impl
+    """,
     "Logs": "num_completions_to_print log_unique_prompts run_name logging_strategy logging_first_step disable_tqdm",
 }
 # In the words of this command, where TRL's say less.

@@ -143,7 +143,7 @@ def _largest_batch(needs: Mapping[int, Sequence[int]], gpu: GPU) -> int:
 def _phases(run: RunSpec, student: WeightlessModel, teacher: WeightlessModel | None) -> dict[str, dict[str, int]]:
     rows = run.per_device_train_batch_size
     walk = Walk(rows, run.prompt_length, run.max_new_tokens, _block_bytes(run, run.student.config))
-    rollouts = student.generate(replace(walk, rows=run.generation_batch_size or rows))
+    rollouts = student.generate(replace(walk, rows=run.generation_batch_size or rows)) if run.samples else None
     trained = student.train(walk, checkpointing=run.gradient_checkpointing, passes=run.gradient_accumulation_steps)
     always = {
         "student weights": student.frozen,
@@ -157,7 +157,7 @@ def _phases(run: RunSpec, student: WeightlessModel, teacher: WeightlessModel | N
     waiting = {"teacher weights": 0 if run.offload_teacher else weights}
     updated = student.trained * (2 if run.copies_in_step else 1)
     phases = {
-        "rollout": always | waiting | _items(rollouts),
+        "rollout": always | waiting | ({} if rollouts is None else _items(rollouts)),
         "teacher": always | {"teacher weights": weights} | states | scored,
         "student": always | waiting | states | _items(trained),
         "optimizer": always | waiting | {"gradients": updated},

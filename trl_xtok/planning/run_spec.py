@@ -50,6 +50,7 @@ class RunSpec:
         gradient_checkpointing: Arguments of gradient checkpointing; `None` for none.
         optim: The optimizer.
         offload_teacher: Whether the teacher is away while it does not score.
+        samples: Whether the student samples here; else a server does.
         num_processes: Devices, each with a copy of everything (DDP).
         on_gpu: Whether CUDA takes memory of its own.
     """
@@ -68,6 +69,7 @@ class RunSpec:
     gradient_checkpointing: Mapping[str, Any] | None = field(default_factory=dict[str, Any])
     optim: str = "adamw_torch_fused"
     offload_teacher: bool = False
+    samples: bool = True
     num_processes: int = 1
     on_gpu: bool = True
 

@@ -18,12 +18,13 @@ from .config_checks import (
     take_alias,
 )
 from .config_values import as_json, has_bf16
+from .engine_arguments import EngineArguments, check_engine_arguments
 from .server_arguments import TeacherServerArguments, check_served, take_addresses
 from .trl_compat import GKDConfig
 
 
 @dataclass
-class CrossTokenizerGKDConfig(TeacherServerArguments, GKDConfig):
+class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig):
     """
     Configuration class for [`CrossTokenizerGKDTrainer`].
 
@@ -111,8 +112,6 @@ class CrossTokenizerGKDConfig(TeacherServerArguments, GKDConfig):
         assistant_turns (`str`, *optional*, defaults to `"last"`):
             Which assistant turns of a conversation are trained on: the `"last"`, or `"all"`, each of which becomes an
             example of its own, with what stands before it as the prompt.
-        generation_batch_size (`int`, *optional*):
-            Number of completions generated together on one device. `None` is `per_device_train_batch_size`.
         eval_on_dataset (`bool`, *optional*, defaults to `False`):
             Whether evaluations score the completions of the dataset, as those of GKD do, instead of letting the
             student write. The loss is that of steps that `lmbda` leaves to the dataset, or, with `chunk_rkl`, the
@@ -213,9 +212,6 @@ class CrossTokenizerGKDConfig(TeacherServerArguments, GKDConfig):
         default=None,
         metadata={"help": "Number of tokens whose logits exist at the same time. None keeps them under 48 MiB."},
     )
-    generation_batch_size: int | None = field(
-        default=None, metadata={"help": "Completions generated together. None is `per_device_train_batch_size`."}
-    )
     eval_on_dataset: bool = field(
         default=False,
         metadata={"help": "Whether evaluations score the dataset's completions instead of letting the student write."},
@@ -281,6 +277,7 @@ class CrossTokenizerGKDConfig(TeacherServerArguments, GKDConfig):
         refuse_invalid(self, self.objective)
         refuse_loss(self, self.objective)
         check_teacher(self)
+        check_engine_arguments(self)
         check_served(self)
         if self.dropped_advantage != "mean":
             self.dropped_advantage = read_charge(self.dropped_advantage, self.advantage_baseline)

@@ -43,6 +43,11 @@ def plan_for_training(
         ConfigError: If it is not known how long a prompt may be, or a setting has no known memory.
         ModelError: If one of the models cannot be built or walked through without weights.
     """
+    if args.use_vllm and args.vllm_mode == "colocate":
+        raise ConfigError(
+            "`vllm_mode='colocate'` takes memory on the same devices, and how much of it is not known here. Leave "
+            "`use_vllm` out to see what the rest needs."
+        )
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     loading = args.model_init_kwargs or {}
     quantization = quantization_config or loading.get("quantization_config")
@@ -62,6 +67,7 @@ def plan_for_training(
         gradient_checkpointing=(args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else None,
         optim=str(args.optim.value),
         offload_teacher=args.offload_teacher,
+        samples=not args.use_vllm,
         num_processes=args.world_size,
         on_gpu=not args.use_cpu,
     )

@@ -13,6 +13,7 @@ from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
 from ..errors import ConfigError
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator
+from .engine_arguments import check_engine
 from .launch import check_launch
 from .loading import Model, check_model, context_length, name_of
 from .rollouts import end_ids
@@ -37,6 +38,7 @@ def check_args(args: Any, model: Model, compute_metrics: Any = None) -> CrossTok
             "`CrossTokenizerGKDConfig`; it takes the same values and more."
         )
     check_launch(args)
+    check_engine(args)
     if compute_metrics is not None:
         refuse_nothing_written(args, "`compute_metrics` gets")
     if args.accelerator_config.dispatch_batches is None:

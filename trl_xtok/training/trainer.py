@@ -28,6 +28,7 @@ from .advantages import fix_means
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .dataset_checks import evaluation_collator, prepare_datasets, refuse_short_stream
+from .engine_rollouts import make_engine
 from .evaluation import EvaluatingGKDTrainer
 from .metrics import Mode
 from .model_card import PAPER, add_teachers
@@ -174,6 +175,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
             TeacherWriter(cast(LocalTeacher, self.teacher), collator, args) if args.seq_kd else read_completions
         )
         self._run_log = RunLog(tokenizer, [source.tokenizer for source in sources], args, self.accelerator)
+        self._engine = make_engine(self.model, tokenizer, self.generation_config, args, self.accelerator)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
 
@@ -219,6 +221,10 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
         rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
+        if self._engine is not None:
+            mode: Mode = "train" if self.model.training else "eval"
+            is_new = mode == "train" or self._eval_batches == 1
+            return self._engine.generate(self.model, rows, self._run_log.metrics[mode], new_weights=is_new)
         size = self.args.generation_batch_size or self._train_batch_size
         checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with (
