@@ -130,5 +130,5 @@ def test_a_model_that_is_not_known_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"'Llama-4' is neither a `config.json` nor one of Llama-3.2-1B"):
         find_model("Llama-4")
     (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
-    with pytest.raises(ModelError, match="of type 'mixtral'. Known are"):
+    with pytest.raises(ModelError, match=r"of type 'mixtral'\. Known are"):
         find_model(str(tmp_path / "config.json"))
