@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from trl_xtok.errors import ConfigError
 from trl_xtok.planning.gpus import GIB, find_gpu
 
 from .layout_models import Shape
@@ -126,7 +127,11 @@ class Step:
 
 
 def step_time(plan: Plan, layout: Layout, batch: int) -> Step:
-    """What a step takes in which `batch` completions are sampled, scored and trained on."""
+    """What a step takes in which `batch` completions are sampled, scored and trained on.
+
+    Raises:
+        ConfigError: If a GPU of the rollouts has no room for a single one of them.
+    """
     student, assumed = plan.student, plan.assumed
     rate = assumed.fp8_flops * assumed.fp8_mfu if layout.is_fp8 else assumed.bf16_flops * assumed.score_mfu
     tokens = batch * plan.length
@@ -146,6 +151,12 @@ def _rollout_time(plan: Plan, layout: Layout, batch: int) -> float:
     student, assumed = plan.student, plan.assumed
     rows = math.ceil(batch / (layout.rollouts or layout.student))
     at_once = min(rows, plan.completions_at_once(layout))
+    if at_once < 1:
+        raise ConfigError(
+            f"An engine with {student.name} has no room for the keys and values of a text of {plan.length} tokens: "
+            f"its weights take {student.weight_bytes() / GIB:.1f} GiB. Shorten the texts, or raise "
+            "`colocated_utilization` or `rollout_utilization` with `--assume`."
+        )
     context, rate = plan.prompt + plan.completion / 2, assumed.bf16_flops * assumed.score_mfu
     moved = student.weight_bytes() + at_once * context * student.kv_bytes()
     of_a_token = max(

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
+from trl_xtok.errors import XTokError
 from trl_xtok.planning.gpus import GIB
 
 from .layout_models import MODELS, Shape, find_model
@@ -220,10 +221,15 @@ def main() -> None:
     given = dict(each.partition("=")[::2] for each in args.assume)
     if unknown := given.keys() - known:
         parser.error(f"nothing called {', '.join(unknown)} is assumed, but {', '.join(sorted(known))}")
-    assumed = replace(Assumptions(), **{name: float(value) for name, value in given.items()})
-    plan = Plan(find_model(args.student), find_model(args.teacher), args.prompt, args.completion, assumed)
-    for title, table in tables(plan, args.tables, args.batch).items():
-        print(f"{title}\n\n{table}\n")
+    if min(args.prompt, args.completion, *args.batch) < 1:
+        parser.error("--prompt, --completion and --batch must be at least 1")
+    try:
+        assumed = replace(Assumptions(), **{name: float(value) for name, value in given.items()})
+        plan = Plan(find_model(args.student), find_model(args.teacher), args.prompt, args.completion, assumed)
+        for title, table in tables(plan, args.tables, args.batch).items():
+            print(f"{title}\n\n{table}\n")
+    except (XTokError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -121,9 +121,14 @@ def test_numbers_of_ones_own(tmp_path, monkeypatch, capsys):
     slower = Assumptions(train_mfu=0.175)
     (table,) = layouts.tables(Plan(PLAN.student, PLAN.teacher, assumed=slower), ["steps"], [8]).values()
     assert table in printed("--assume", "train_mfu=0.175", "--batch", "8")
-    with pytest.raises(SystemExit):
-        printed("--assume", "mfu=1")
-    assert "nothing called mfu is assumed" in capsys.readouterr().err
+    for argv, error in (
+        (("--assume", "mfu=1"), "nothing called mfu is assumed"),
+        (("--batch", "0"), "must be at least 1"),
+        (("--student", "Qwen2.5-32B"), "has no room for the keys and values of a text of 2048 tokens"),
+    ):
+        with pytest.raises(SystemExit):
+            printed(*argv)
+        assert error in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_known_is_refused(tmp_path):
