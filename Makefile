@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint tests docs clean
+.PHONY: demo test lint tests test-vllm vllm-env docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/trl-xtok demo
@@ -22,6 +22,13 @@ lint: $(VENV)/installed
 # One process per core, each with one thread.
 tests: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term
+
+# Against a real vLLM server, which has an environment of its own in the user's cache.
+test-vllm: vllm-env
+	$(BIN)/pytest -m vllm
+
+vllm-env: $(VENV)/installed
+	$(BIN)/python -m tests.serving.vllm_server
 
 # Into `site/`; a dead link is an error.
 docs: $(VENV)/installed

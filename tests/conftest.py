@@ -18,7 +18,7 @@ settings.load_profile("tests")
 
 @pytest.fixture(autouse=True, scope="module")
 def _little_to_collect() -> Iterator[None]:
-    """Every trainer collects garbage several times, each time over all that is loaded: a quarter of the tests' time."""
+    """Trainers collect garbage several times each, over all that is loaded: a quarter of the time of the tests."""
     gc.collect()
     gc.freeze()
     yield

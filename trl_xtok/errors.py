@@ -38,6 +38,22 @@ class CoverageError(XTokError, RuntimeError):
     """Too few of the sampled tokens could be trained on for the result to mean anything."""
 
 
+class ServerError(XTokError, RuntimeError):
+    """A server cannot be reached, refuses what it was asked, or answers what cannot be used.
+
+    Attributes:
+        status: The HTTP status of its answer; `None` if there was none, or if only its content cannot be used.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
+
+
+class CacheError(XTokError, RuntimeError):
+    """A file in which scores are kept cannot be used."""
+
+
 class DependencyError(XTokError, ImportError):
     """An optional package is needed for what was asked, and it is not installed."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,12 @@ from trl_xtok.training.script_data import load_datasets
 
 
 ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 def state(folder: Path) -> dict:
@@ -75,6 +82,28 @@ def test_flags_of_either_model_are_its_own(base):
     assert arguments.training.resume_from_checkpoint == "x"
     quantization = student_quantization(arguments.model)
     assert (quantization.load_in_4bit, quantization.bnb_4bit_compute_dtype) == (True, torch.bfloat16)
+
+
+@pytest.mark.slow
+def test_two_machines(base, tmp_path):
+    """With the file for two machines of eight GPUs, but one process for each, over gloo, and both of them here."""
+    argv = [*base, "--accelerate_config", "examples/recipes/accelerate_two_machines.yaml", "--max_steps", "1"]
+    argv += ["--log_completions", "--num_processes", "2", "--main_process_port", str(free_port())]
+    command = [sys.executable, "-m", "trl_xtok.cli", "gkd", *argv]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    runs = [
+        subprocess.Popen(
+            [*command, *rank], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for rank in ([], ["--machine_rank", "1", "--main_process_ip", "127.0.0.1"])
+    ]
+    try:
+        said = [run.communicate(timeout=480)[0] for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert len(pd.read_parquet(tmp_path / "out/completions/completions_00001.parquet")) == 4
 
 
 def test_two_processes(base, tmp_path, student_path):

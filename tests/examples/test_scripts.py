@@ -105,9 +105,15 @@ def test_a_recipe_is_read(name, monkeypatch):
     assert arguments.model.use_peft
 
 
-def test_the_configuration_of_accelerate_is_known_to_it(monkeypatch):
+@pytest.mark.parametrize(("name", "processes", "machines"), [
+    ("two_gpus", 2, 1),
+    ("eight_gpus", 8, 1),
+    ("two_machines", 16, 2),
+])  # fmt: skip
+def test_the_configuration_of_accelerate_is_known_to_it(name, processes, machines):
     from accelerate.commands.config import load_config_from_file
 
-    path = EXAMPLES / "recipes" / "accelerate_two_gpus.yaml"
-    config = load_config_from_file(str(path))
-    assert config.to_dict().items() >= {**yaml.safe_load(path.read_text()), "num_processes": 2}.items()
+    path = EXAMPLES / "recipes" / f"accelerate_{name}.yaml"
+    config = load_config_from_file(str(path)).to_dict()
+    assert config.items() >= yaml.safe_load(path.read_text()).items()
+    assert (config["num_processes"], config["num_machines"]) == (processes, machines)

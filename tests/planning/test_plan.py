@@ -150,3 +150,11 @@ def test_it_fits_a_terminal():
     text = console.export_text()
     assert "H100" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_without_sampling_here_there_is_no_cache():
+    here, elsewhere = (plan_memory(run(samples=samples), gpus=()).phases for samples in (True, False))
+    assert here["rollout"]["KV cache"] > elsewhere["rollout"]["KV cache"] == 0
+    assert {name: here[name] for name in ("teacher", "student", "optimizer")} == {
+        name: elsewhere[name] for name in ("teacher", "student", "optimizer")
+    }

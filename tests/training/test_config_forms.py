@@ -13,21 +13,22 @@ from trl_xtok.training.trl_compat import GKDConfig
 
 
 INHERITED = {field.name for field in dataclasses.fields(GKDConfig)}
+# Those of a class that it is made of are documented there.
+DOCUMENTED = [part.__doc__ for part in CrossTokenizerGKDConfig.__mro__ if part.__module__.startswith("trl_xtok.")]
+ARGUMENTS = "".join(text.partition("Args:")[2] for text in DOCUMENTED)
 OWN = [field.name for field in dataclasses.fields(CrossTokenizerGKDConfig) if field.name not in INHERITED]
 
 
 def test_every_argument_of_ours_is_documented_for_the_class_and_for_the_command_line():
-    arguments = CrossTokenizerGKDConfig.__doc__.partition("Args:")[2]
     for field in dataclasses.fields(CrossTokenizerGKDConfig):
         if field.name in OWN:
-            assert f"\n        {field.name} (`" in arguments, field.name
+            assert f"\n        {field.name} (`" in ARGUMENTS, field.name
             assert field.metadata["help"].endswith("."), field.name
-    assert [line.split()[0] for line in arguments.splitlines() if line.startswith(" " * 8 + OWN[0])] == [OWN[0]]
+    assert [line.split()[0] for line in ARGUMENTS.splitlines() if line.startswith(" " * 8 + OWN[0])] == [OWN[0]]
 
 
 def test_the_class_documents_no_argument_that_it_does_not_have():
-    arguments = CrossTokenizerGKDConfig.__doc__.partition("Args:")[2]
-    documented = [line.split()[0] for line in arguments.splitlines() if line.startswith(" " * 8) and line[8:9].strip()]
+    documented = [line.split()[0] for line in ARGUMENTS.splitlines() if line.startswith(" " * 8) and line[8:9].strip()]
     assert sorted(documented) == sorted(OWN)
 
 
@@ -36,7 +37,7 @@ def config(**changes) -> CrossTokenizerGKDConfig:
 
 
 def documented_default(name: str) -> str | None:
-    lines = CrossTokenizerGKDConfig.__doc__.splitlines()
+    lines = ARGUMENTS.splitlines()
     line = next(line for line in lines if line.startswith(f"        {name} ("))
     _, found, default = line.partition("defaults to `")
     return default.rstrip(":").rstrip(")").rstrip("`").strip('"') if found else None

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests import real_tokenizers
+from tests.training.engine_server import EngineServer
 from tests.training.fixed_rollouts import Step, without_times
 from tests.training.two_ranks import cases, take
 
@@ -53,7 +55,14 @@ def run_two_ranks(*arguments: str, module: str = "tests.training.two_ranks") -> 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, padded_student_path, byteless_teacher_path) -> Path:
+def engine(padded_student_path) -> Iterator[EngineServer]:
+    with EngineServer(padded_student_path) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENGINE_URL", server.url)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, padded_student_path, byteless_teacher_path, engine) -> Path:
     folder = tmp_path_factory.mktemp("two_ranks")
     run_two_ranks(padded_student_path, byteless_teacher_path, str(folder))
     return folder
@@ -64,7 +73,7 @@ def ranks(folder) -> list[dict[str, Step]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("name", [name for name in cases() if name != "sampled"])
+@pytest.mark.parametrize("name", [name for name in cases() if name not in ("sampled", "engine")])
 def test_two_processes_take_the_step_of_one(ranks, name, tmp_path, padded_student_path, byteless_teacher_path):
     case = {key: 2 * value if key in DOUBLED else value for key, value in cases()[name].items()}
     one = take(padded_student_path, byteless_teacher_path, str(tmp_path), case)
@@ -93,6 +102,17 @@ def test_ranks_sample_different_completions_for_the_same_prompt(ranks):
     assert len(set(completions)) == len(completions) == 4
 
 
+def test_each_rank_asks_the_engine_for_its_own_completions(ranks, engine):
+    # The weights go there once before the evaluation and once before the step, whatever the number of ranks.
+    assert engine.loaded == 2
+    completions = [ids for rank in ranks for ids in rank["engine"].sampled]
+    assert len({*map(tuple, completions)}) == 4
+    assert all(ids in [*engine.completions.values()] for ids in completions)
+    assert len(engine.completions) == 8
+    for log in (ranks[0]["engine"].logged, ranks[0]["engine"].evaluated):
+        assert max(value for name, value in log.items() if "sampling_logp_difference" in name) < 1e-4
+
+
 def test_completions_of_all_ranks_are_kept_once(ranks, folder):
     decode = real_tokenizers.smollm2().decode
     sampled = [decode(ids, skip_special_tokens=True) for rank in ranks for ids in rank["sampled"].sampled]
@@ -106,3 +126,15 @@ def test_completions_of_all_ranks_are_kept_once(ranks, folder):
 def test_metrics_of_completions_are_those_of_all_ranks(ranks):
     for rank in ranks:
         assert rank["sampled"].evaluated["eval_num_completions"] == 4
+
+
+@pytest.mark.slow
+def test_all_processes_end_when_one_has_no_scores(tmp_path, padded_student_path, teacher_path):
+    run_two_ranks(padded_student_path, teacher_path, str(tmp_path), module="tests.training.two_ranks_served")
+    first, second = ((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
+    assert first.startswith("Another process has no scores of the teacher: POST")
+    assert second.startswith("POST http://127.0.0.1:")
+    assert "2 steps that are done are saved" in first and "2 steps that are done are saved" in second
+    assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {
+        path.name for path in (tmp_path / "checkpoint-2").iterdir()
+    }

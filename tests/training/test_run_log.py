@@ -20,7 +20,7 @@ def on_cuda(tmp_path, monkeypatch):
     def make(**changes):
         accelerator = SimpleNamespace(device=torch.device("cuda", 0), is_main_process=True)
         return RunLog(
-            real_tokenizers.smollm2(), real_tokenizers.mistral1(), tiny_args(tmp_path, **changes), accelerator
+            real_tokenizers.smollm2(), [real_tokenizers.mistral1()], tiny_args(tmp_path, **changes), accelerator
         )
 
     return make, resets
@@ -41,7 +41,7 @@ def test_peak_memory_leaves_the_measurement_of_transformers_alone(on_cuda):
 @pytest.mark.gpu
 def test_peak_memory_is_that_of_the_card(tmp_path):
     accelerator = SimpleNamespace(device=torch.device("cuda", 0), is_main_process=True)
-    log = RunLog(real_tokenizers.smollm2(), real_tokenizers.mistral1(), tiny_args(tmp_path), accelerator)
+    log = RunLog(real_tokenizers.smollm2(), [real_tokenizers.mistral1()], tiny_args(tmp_path), accelerator)
     log._peak_memory()
     block = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     del block

@@ -77,7 +77,7 @@ def test_a_teacher_with_an_adapter_is_named_by_it(build, tmp_path, load, teacher
 def test_a_teacher_without_a_name_is_said_to_have_none(tmp_path):
     card = tmp_path / "README.md"
     card.write_text(model_card.VERSIONS)
-    model_card.add_teacher(card, "", "exact_jsd")
+    model_card.add_teachers(card, [""], "exact_jsd")
     assert card.read_text().startswith("The teacher was a model without a name; what was minimised")
 
 
@@ -87,7 +87,7 @@ def test_a_package_that_is_run_from_its_sources_has_a_card_too(tmp_path, monkeyp
 
     monkeypatch.setattr(model_card, "version", not_installed)
     (card := tmp_path / "README.md").write_text(model_card.VERSIONS)
-    model_card.add_teacher(card, "", "exact_jsd")
+    model_card.add_teachers(card, [""], "exact_jsd")
     assert card.read_text().endswith("- trl-xtok: unknown\n")
 
 

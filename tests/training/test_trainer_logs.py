@@ -151,8 +151,8 @@ class SaysNothingAt:
     """A teacher that cannot score some of its tokens."""
 
     def __init__(self, teacher, unknown: dict[int, float]):
-        self.teacher, self.unknown = teacher, unknown
-        self.on_device = teacher.on_device
+        self.teacher, self.unknown, self.name = teacher, unknown, teacher.name
+        self.on_device, self.expect = teacher.on_device, teacher.expect
 
     def token_logps(self, prompts, completions):
         logps = self.teacher.token_logps(prompts, completions)
@@ -167,7 +167,7 @@ def test_tokens_that_the_teacher_cannot_score_are_dropped_and_counted(build):
     trainer = build()
     text = " red, green and blue"
     write(trainer, text)
-    trainer.teacher = SaysNothingAt(trainer.teacher, {0: math.nan, 1: -math.inf, 4: math.nan})
+    trainer.teachers = {"": SaysNothingAt(trainer.teacher, {0: math.nan, 1: -math.inf, 4: math.nan})}
     ids = [*trainer.processing_class.encode(text, add_special_tokens=False), trainer.processing_class.eos_token_id]
     alignment = trainer.aligner.align(ids)
     lost = {alignment.teacher_chunks[index] for index in (0, 1, 4)}

@@ -107,6 +107,17 @@ def cases() -> dict[str, dict[str, Any]]:
             "objective": "chunk_jsd",
             **(batch | {"per_device_eval_batch_size": 4}),
         },
+        "engine": {
+            "completions": None,
+            "prompts": ["The same prompt"] * 4,
+            "evaluate": True,
+            "peft_config": lora(),
+            "use_vllm": True,
+            "vllm_mode": "server",
+            "vllm_weight_sync": "reload",
+            "vllm_server_base_url": os.environ.get("ENGINE_URL"),
+            **batch,
+        },
         "sampled": {
             "completions": None,
             "prompts": ["The same prompt"] * 4,

@@ -20,7 +20,8 @@ from ..errors import TokenizerError
 
 Steps = list[dict[str, Any]]
 
-_PROBE = " The quick brown fox jumps over 13 lazy dogs.\n\tdéjà vu, мир, 你好 🙂"
+# Of several scripts, with what tokenizers treat apart.
+PROBE_TEXT = " The quick brown fox jumps over 13 lazy dogs.\n\tdéjà vu, мир, 你好 🙂"
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # Words with a bracket or bar (the last in three widths): `<think>`, `[INST]`, `|||IP_ADDRESS|||`, `<dsml:`.
 _MARKER = re.compile("(?=.*\\w).*[]<>{}|\uff5c\u2502\u3010\u3011[]", re.DOTALL)
@@ -247,13 +248,13 @@ def _byte_level_reader() -> Callable[[str], bytes]:
 def _check_probe(tokenizer: PreTrainedTokenizerFast, table: TokenBytes) -> None:
     """The pieces that a probe text is cut into must stand in the text, in order."""
     backend = tokenizer.backend_tokenizer
-    text = _PROBE if backend.normalizer is None else backend.normalizer.normalize_str(_PROBE)
+    text = PROBE_TEXT if backend.normalizer is None else backend.normalizer.normalize_str(PROBE_TEXT)
     if table.space_mark:
         text = text.replace(table.space_mark, " ")
     in_bytes = any(step["type"] == "ByteLevel" for step in steps(components(tokenizer)["normalizer"], "normalizers"))
     # Spaces in front, because a tokenizer may add one, and some imply one before every word.
     rest = b"  " + (_byte_level_reader()(text) if in_bytes else text.encode())
-    encoding = backend.encode(_PROBE, add_special_tokens=False)
+    encoding = backend.encode(PROBE_TEXT, add_special_tokens=False)
     unknown = backend.model.unk_token if isinstance(backend.model, BPE | WordPiece) else None
     for token_id, counts in zip(encoding.ids, encoding.attention_mask, strict=True):
         piece = table.spell(token_id)
@@ -263,7 +264,7 @@ def _check_probe(tokenizer: PreTrainedTokenizerFast, table: TokenBytes) -> None:
             piece = piece.lstrip()
         if piece is None or piece not in rest:
             raise TokenizerError(
-                f"{_name(tokenizer)} encodes {_PROBE!r} with the token {token_id} "
+                f"{_name(tokenizer)} encodes {PROBE_TEXT!r} with the token {token_id} "
                 f"({backend.id_to_token(token_id)!r}), which was read as {piece!r} and does not stand in the rest of "
                 f"the text, {rest.decode(errors='replace')!r}. Its decoder does not belong to its vocabulary; use the "
                 "tokenizer as it was published."

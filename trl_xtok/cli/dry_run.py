@@ -87,6 +87,8 @@ def _how_trained(run: "CheckedRun") -> str:
 
 def _how_loaded(run: "CheckedRun") -> str:
     args = run.arguments.training
+    if args.teacher_server_url is not None:
+        return f"served by {', '.join(args.teacher_server_url)} (which was not asked)"
     if args.load_teacher_in_4bit:
         return "4-bit"
     quantization = args.teacher_quantization_config

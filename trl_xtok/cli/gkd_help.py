@@ -28,6 +28,10 @@ _GROUPS = {
         teacher_model_revision teacher_model_init_kwargs teacher_quantization_config offload_teacher
         teacher_chat_template_kwargs teacher_chat_template_path
     """,
+    "Teacher behind a server": """
+        teacher_server_url teacher_server_model teacher_server_timeout teacher_server_max_concurrency
+        teacher_score_cache
+    """,
     "Student": """
         model_revision dtype attn_implementation load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant
         bnb_4bit_quant_storage model_init_kwargs trust_remote_code chat_template_path chat_template_kwargs eos_token
@@ -44,6 +48,11 @@ _GROUPS = {
     "Rollouts and memory": """
         max_completion_length generation_batch_size block_size loss_backend gradient_checkpointing
         activation_checkpointing activation_offloading bf16 fp16
+    """,
+    "Rollouts from vLLM": """
+        use_vllm vllm_mode vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_weight_sync
+        vllm_weight_sync_dir vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length
+        vllm_tensor_parallel_size vllm_enable_sleep_mode vllm_model_impl
     """,
     "Logs": "num_completions_to_print log_unique_prompts run_name logging_strategy logging_first_step disable_tqdm",
 }

@@ -107,7 +107,8 @@ def plan_memory(run: RunSpec, gpus: Sequence[GPU] = tuple(GPUS.values())) -> Mem
     Raises:
         ModelError: If a model cannot be walked through, as those whose layers choose experts by values.
     """
-    student, teacher = WeightlessModel(run.student, run.autocast), WeightlessModel(run.teacher, trains=False)
+    student = WeightlessModel(run.student, run.autocast)
+    teacher = None if run.teacher is None else WeightlessModel(run.teacher, trains=False)
     support: dict[int, dict[str, dict[str, int]]] = {}
     for size in {run.per_device_train_batch_size, *(_SUPPORT if gpus else ())}:
         support[size] = _phases(replace(run, per_device_train_batch_size=size), student, teacher)
@@ -139,17 +140,10 @@ def _largest_batch(needs: Mapping[int, Sequence[int]], gpu: GPU) -> int:
     return fits
 
 
-def _phases(run: RunSpec, student: WeightlessModel, teacher: WeightlessModel) -> dict[str, dict[str, int]]:
-    rows, ratio = run.per_device_train_batch_size, run.teacher_ratio
+def _phases(run: RunSpec, student: WeightlessModel, teacher: WeightlessModel | None) -> dict[str, dict[str, int]]:
+    rows = run.per_device_train_batch_size
     walk = Walk(rows, run.prompt_length, run.max_new_tokens, _block_bytes(run, run.student.config))
-    teacher_walk = Walk(
-        rows,
-        math.ceil(run.prompt_length * ratio),
-        math.ceil(run.max_new_tokens * ratio),
-        _block_bytes(run, run.teacher.config),
-    )
-    rollouts = student.generate(replace(walk, rows=run.generation_batch_size or rows))
-    scored = teacher.score(teacher_walk)
+    rollouts = student.generate(replace(walk, rows=run.generation_batch_size or rows)) if run.samples else None
     trained = student.train(walk, checkpointing=run.gradient_checkpointing, passes=run.gradient_accumulation_steps)
     always = {
         "student weights": student.frozen,
@@ -157,16 +151,31 @@ def _phases(run: RunSpec, student: WeightlessModel, teacher: WeightlessModel) ->
         "optimizer state": int(student.parameters * run.state_per_parameter),
         "DDP buckets": student.trained if run.num_processes > 1 else 0,
     }
-    waiting = {"teacher weights": 0 if run.offload_teacher else teacher.frozen}
-    states = {"teacher states": _state_bytes(run, teacher_walk)}
+    weights, states, scored = 0, dict[str, int](), dict[str, int]()
+    if teacher is not None and run.teacher is not None:
+        weights, states, scored = _scoring(run, teacher, run.teacher.config)
+    waiting = {"teacher weights": 0 if run.offload_teacher else weights}
     updated = student.trained * (2 if run.copies_in_step else 1)
     phases = {
-        "rollout": always | waiting | _items(rollouts),
-        "teacher": always | {"teacher weights": teacher.frozen} | states | _items(scored),
+        "rollout": always | waiting | ({} if rollouts is None else _items(rollouts)),
+        "teacher": always | {"teacher weights": weights} | states | scored,
         "student": always | waiting | states | _items(trained),
         "optimizer": always | waiting | {"gradients": updated},
     }
     return {name: _finish(items, on_gpu=run.on_gpu) for name, items in phases.items()}
+
+
+def _scoring(
+    run: RunSpec, teacher: WeightlessModel, config: PreTrainedConfig
+) -> tuple[int, dict[str, int], dict[str, int]]:
+    """The teacher's weights, what is kept of what it says, and what it takes to say it."""
+    walk = Walk(
+        run.per_device_train_batch_size,
+        math.ceil(run.prompt_length * run.teacher_ratio),
+        math.ceil(run.max_new_tokens * run.teacher_ratio),
+        _block_bytes(run, config),
+    )
+    return teacher.frozen, {"teacher states": _state_bytes(run, walk)}, _items(teacher.score(walk))
 
 
 def _items(peak: Peak) -> dict[str, int]:
@@ -183,9 +192,9 @@ def _block_bytes(run: RunSpec, config: PreTrainedConfig) -> int:
     """Logits of a block, with a copy in half precision where they are multiplied in it."""
     rows = config.get_text_config().vocab_size
     size = 4 * rows * (default_block_size(rows) if run.block_size is None else run.block_size)
-    in_half = run.autocast is not None or run.teacher.dtype.itemsize == 2
+    in_half = run.autocast is not None or (run.teacher is not None and run.teacher.dtype.itemsize == 2)
     logits = size * 3 // 2 if in_half else size
-    if not run.compares:
+    if not run.compares or run.teacher is None:
         return logits
     largest = max(run.student.config.get_text_config().vocab_size, run.teacher.config.get_text_config().vocab_size)
     return max(logits, BLOCK_BYTES if run.block_size is None else 4 * largest * run.block_size)
@@ -193,7 +202,7 @@ def _block_bytes(run: RunSpec, config: PreTrainedConfig) -> int:
 
 def _state_bytes(run: RunSpec, walk: Walk) -> int:
     """The teacher's hidden states, one per chunk at most, of all micro-batches of a step."""
-    if not run.compares:
+    if not run.compares or run.teacher is None:
         return 0
     chunks = min(walk.completion, run.max_new_tokens) * walk.rows * run.gradient_accumulation_steps
     return chunks * run.teacher.config.get_text_config().hidden_size * run.teacher.dtype.itemsize
@@ -205,6 +214,8 @@ def _notes(run: RunSpec) -> Iterator[str]:
             f"DDP: each of the {run.num_processes} devices holds both models and all of this; more devices make a "
             "step larger, not a model's share smaller."
         )
+    if run.teacher is None:
+        yield "The teacher is behind a server, and takes no memory here."
     if run.objective == "auto":
         yield "`objective='auto'` is counted as `chunk_rkl`, which it is for two vocabularies."
     if run.on_gpu:

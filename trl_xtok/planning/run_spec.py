@@ -37,7 +37,7 @@ class RunSpec:
 
     Attributes:
         student: The student.
-        teacher: The teacher.
+        teacher: The teacher; `None` if a server has it.
         per_device_train_batch_size: Completions of a micro-batch.
         gradient_accumulation_steps: Micro-batches of an optimizer step.
         generation_batch_size: Completions sampled together; `None` is the micro-batch.
@@ -50,12 +50,13 @@ class RunSpec:
         gradient_checkpointing: Arguments of gradient checkpointing; `None` for none.
         optim: The optimizer.
         offload_teacher: Whether the teacher is away while it does not score.
+        samples: Whether the student samples here; else a server does.
         num_processes: Devices, each with a copy of everything (DDP).
         on_gpu: Whether CUDA takes memory of its own.
     """
 
     student: ModelSpec
-    teacher: ModelSpec
+    teacher: ModelSpec | None
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     generation_batch_size: int | None = None
@@ -68,6 +69,7 @@ class RunSpec:
     gradient_checkpointing: Mapping[str, Any] | None = field(default_factory=dict[str, Any])
     optim: str = "adamw_torch_fused"
     offload_teacher: bool = False
+    samples: bool = True
     num_processes: int = 1
     on_gpu: bool = True
 

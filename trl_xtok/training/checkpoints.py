@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ServerError
 from .trl_compat import GKDTrainer
 
 
@@ -73,6 +75,22 @@ class ResumableGKDTrainer(GKDTrainer):
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
+
+    @contextmanager
+    def _keeping_finished_steps(self) -> Iterator[None]:
+        """Where a server fails in the midst of a run, save a checkpoint of the steps that are done."""
+        try:
+            yield
+        except ServerError as error:
+            if self.is_in_train and self.state.global_step > 0:
+                folder = Path(self._get_output_dir(None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+                if what_lacks(str(folder)):
+                    self._save_checkpoint(self.model, None)
+                error.add_note(
+                    f"The {self.state.global_step} steps that are done are saved in {folder}. To go on from there, "
+                    "set `resume_from_checkpoint=True`."
+                )
+            raise
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save the random state of this rank, and wait for those of the others: the state comes next, and last."""

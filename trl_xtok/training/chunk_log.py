@@ -53,7 +53,7 @@ class Scored(NamedTuple):
 
 
 def chunk_rows(
-    scored: Scored, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, limit: int
+    scored: Scored, student: PreTrainedTokenizerBase, teachers: Sequence[PreTrainedTokenizerBase], limit: int
 ) -> list[dict[str, Any]]:
     """The first rollouts of a micro-batch by the columns of `SCHEMA`, without the step.
 
@@ -62,13 +62,13 @@ def chunk_rows(
     Args:
         scored: The micro-batch.
         student: Its tokenizer.
-        teacher: The teacher's tokenizer.
+        teachers: The tokenizers of the teachers, by number.
         limit: Most rows.
     """
     batch, rollouts = scored.batch, scored.batch.rollouts
     if not batch.selection.on_policy or limit <= 0:
         return []
-    spelled, teacher_spelled = token_bytes(student).spell_all, token_bytes(teacher).spell_all
+    spelled, teachers_spelled = token_bytes(student).spell_all, [token_bytes(each).spell_all for each in teachers]
     logps, teacher_logps = scored.student_logps.tolist(), batch.teacher_token_logps.tolist()
     advantages, leaving = _advantages(scored), batch.leaving.tolist()
     rows, start, teacher_start = [], 0, 0
@@ -88,7 +88,7 @@ def chunk_rows(
                 "drop_reasons": batch.drop_reasons[side],
                 "leaves_canonical": leaving[side],
                 "teacher_ids": alignment.teacher_ids,
-                "teacher_tokens": teacher_spelled(alignment.teacher_ids),
+                "teacher_tokens": teachers_spelled[rollout.teacher](alignment.teacher_ids),
                 "teacher_logps": teacher_logps[teacher_side],
                 "teacher_chunks": alignment.teacher_chunks,
             }

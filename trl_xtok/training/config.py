@@ -18,18 +18,21 @@ from .config_checks import (
     take_alias,
 )
 from .config_values import as_json, has_bf16
+from .engine_arguments import EngineArguments, check_engine_arguments
+from .server_arguments import TeacherServerArguments, check_served, take_addresses
 from .trl_compat import GKDConfig
 
 
 @dataclass
-class CrossTokenizerGKDConfig(GKDConfig):
+class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig):
     """
     Configuration class for [`CrossTokenizerGKDTrainer`].
 
     This class includes only the parameters that cross-tokenizer distillation adds to [`experimental.gkd.GKDConfig`],
     and the defaults that it changes: `temperature=1.0`, `lmbda=1.0`, `bf16` (bfloat16 on Ampere or newer, else float16
     on CUDA, else float32) and `use_cpu` (`True` without an accelerator). `disable_dropout=False` keeps dropout in the
-    forward that scores the rollouts, which are sampled without it.
+    forward that scores the rollouts, which are sampled without it. [`TeacherServerArguments`] has those for a teacher
+    behind a server.
 
     Args:
         objective (`str`, *optional*, defaults to `"auto"`):
@@ -90,8 +93,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
         loss_backend (`str`, *optional*, defaults to `"auto"`):
             Who computes log-probs without logits: `"liger"`, `"torch"`, or `"auto"` (Liger on CUDA, if it can).
         block_size (`int`, *optional*):
-            Number of tokens whose logits exist at the same time. `None` keeps them under 32 MiB, and all that a
-            comparison of distributions needs under 48 MiB.
+            Tokens whose logits exist at the same time. `None` keeps them under 32 MiB, and comparisons under 48 MiB.
         teacher_model_revision (`str`, *optional*):
             Branch, tag or commit of a teacher given by name, and of its tokenizer.
         load_teacher_in_4bit (`bool`, *optional*, defaults to `False`):
@@ -110,8 +112,6 @@ class CrossTokenizerGKDConfig(GKDConfig):
         assistant_turns (`str`, *optional*, defaults to `"last"`):
             Which assistant turns of a conversation are trained on: the `"last"`, or `"all"`, each of which becomes an
             example of its own, with what stands before it as the prompt.
-        generation_batch_size (`int`, *optional*):
-            Number of completions generated together on one device. `None` is `per_device_train_batch_size`.
         eval_on_dataset (`bool`, *optional*, defaults to `False`):
             Whether evaluations score the completions of the dataset, as those of GKD do, instead of letting the
             student write. The loss is that of steps that `lmbda` leaves to the dataset, or, with `chunk_rkl`, the
@@ -212,9 +212,6 @@ class CrossTokenizerGKDConfig(GKDConfig):
         default=None,
         metadata={"help": "Number of tokens whose logits exist at the same time. None keeps them under 48 MiB."},
     )
-    generation_batch_size: int | None = field(
-        default=None, metadata={"help": "Completions generated together. None is `per_device_train_batch_size`."}
-    )
     eval_on_dataset: bool = field(
         default=False,
         metadata={"help": "Whether evaluations score the dataset's completions instead of letting the student write."},
@@ -266,6 +263,7 @@ class CrossTokenizerGKDConfig(GKDConfig):
 
     def __post_init__(self):
         take_alias(self)
+        take_addresses(self)
         choose_metric(self)
         if not torch.accelerator.is_available():
             self.use_cpu = True
@@ -279,6 +277,8 @@ class CrossTokenizerGKDConfig(GKDConfig):
         refuse_invalid(self, self.objective)
         refuse_loss(self, self.objective)
         check_teacher(self)
+        check_engine_arguments(self)
+        check_served(self)
         if self.dropped_advantage != "mean":
             self.dropped_advantage = read_charge(self.dropped_advantage, self.advantage_baseline)
 

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 
 # Our own fields that hold a dictionary, or JSON of one.
 DICTIONARIES = ("teacher_quantization_config", "chat_template_kwargs", "teacher_chat_template_kwargs")
+DICTIONARIES += ("teacher_weights",)
 # Inherited fields that no code path of this trainer reads yet, with the only value they may have.
 ONLY_VALUE: dict[str, Any] = {
     "assistant_only_loss": False,

@@ -18,6 +18,7 @@ from .objective import choose_objective
 from .script import resolve, student_quantization
 from .script_arguments import Arguments
 from .script_data import load_datasets
+from .served_teacher import served_config
 
 
 _NOT_SHOWN = ("dry_run", "hub_token")
@@ -66,11 +67,19 @@ def check_run(arguments: Arguments) -> CheckedRun:
         loading.load_student_tokenizer(None, student, args),
         loading.load_teacher_tokenizer(None, teacher, args),
     )
-    configs = loading.read_config(student, args.model_init_kwargs, args), loading.read_teacher_config(teacher, args)
+    configs = loading.read_config(student, args.model_init_kwargs, args), _teacher_config(teacher, tokenizers[1], args)
     collator = setup.make_collator(*tokenizers, *configs, args)
     datasets = prepare_datasets(*load_datasets(arguments), collator, args, None)
     objective = choose_objective(args, TokenizerAligner(*tokenizers), datasets[1])
     return CheckedRun(arguments, objective, *tokenizers, *configs, collator.teacher_chat_template, *datasets)
+
+
+def _teacher_config(
+    teacher: loading.Model | None, tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig
+) -> PreTrainedConfig:
+    # A server is not asked: it may not run yet.
+    served = args.teacher_server_url is not None
+    return served_config(teacher, tokenizer, args) if served else loading.read_teacher_config(teacher, args)
 
 
 def plan_run(run: CheckedRun, teacher_ratio: float) -> MemoryPlan:

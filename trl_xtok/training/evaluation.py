@@ -93,7 +93,8 @@ class EvaluatingGKDTrainer(ResumableGKDTrainer):
         """Evaluate with the same random numbers every time."""
         self._eval_batches = 0
         self._run_log.start_evaluation(self.compute_metrics)
-        output = super().evaluation_loop(*args, **kwargs)
+        with self._keeping_finished_steps():
+            output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         # What the user's own metrics are called does not hide the loss.
         output.metrics.update({**self._run_log.end_evaluation(self.state.global_step, prefix), **output.metrics})

@@ -78,7 +78,7 @@ def load_student_tokenizer(
 
 
 def load_teacher_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None, teacher: Model, args: CrossTokenizerGKDConfig
+    tokenizer: PreTrainedTokenizerBase | None, teacher: Model | None, args: CrossTokenizerGKDConfig
 ) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer; of an adapter that was saved without one, its base model's.
 
@@ -86,6 +86,12 @@ def load_teacher_tokenizer(
         ConfigError: If it is not known where to find it.
         TokenizerError: If it cannot be loaded or read exactly.
     """
+    if tokenizer is None and teacher is None:
+        raise ConfigError(
+            f"The teacher is behind {args.teacher_server_url}, but its tokenizer is needed here. Name the model in "
+            "`teacher_model_name_or_path`, of which nothing but tokenizer and configuration is read, or pass "
+            "`teacher_processing_class`."
+        )
     source = teacher_init_kwargs(args)
     if tokenizer is None and isinstance(teacher, str) and (base := _base_of_adapter(teacher, _source(source, args))):
         teacher = teacher if get_tokenizer_config(teacher, **_source(source, args)) else base
@@ -100,12 +106,12 @@ def teacher_init_kwargs(args: CrossTokenizerGKDConfig) -> dict[str, Any]:
 
 def _load_tokenizer(
     tokenizer: Any,
-    model: Model,
+    model: Model | None,
     argument: str,
     init_kwargs: Mapping[str, Any] | None,
     args: CrossTokenizerGKDConfig,
 ) -> PreTrainedTokenizerBase:
-    if tokenizer is None:
+    if tokenizer is None and model is not None:
         name = name_of(model)
         if not name:
             raise ConfigError(

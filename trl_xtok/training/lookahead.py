@@ -18,7 +18,7 @@ from ..objectives import LMHead, probability_of_any, sum_by_chunk
 from .window import Cuts, MicroBatch, Rollout
 
 
-def find_cuts(rollouts: Sequence[Rollout], batch: MicroBatch, aligner: TokenizerAligner) -> list[Cuts]:
+def find_cuts(rollouts: Sequence[Rollout], batch: MicroBatch, aligners: Sequence[TokenizerAligner]) -> list[Cuts]:
     """Cuts of a micro-batch between two chunks that are trained on, by the teacher token before them.
 
     Only those that some text could undo; see [`Lookahead`].
@@ -26,25 +26,26 @@ def find_cuts(rollouts: Sequence[Rollout], batch: MicroBatch, aligner: Tokenizer
     Args:
         rollouts: What `batch` was made of.
         batch: The micro-batch.
-        aligner: For the two tokenizers.
+        aligners: For the student and each teacher.
     """
-    chunks, places = batch.chunks.tolist(), dict[int, tuple[list[int], list[int]]]()
+    chunks, places = batch.chunks.tolist(), dict[tuple[int, int], tuple[list[int], list[int]]]()
     firsts = {chunk: place for place, chunk in reversed([*enumerate(chunks)])}
     offset = 0
-    for alignment in (rollout.alignment for rollout in rollouts):
+    for rollout in rollouts:
+        alignment = rollout.alignment
         neighbours = pairwise(zip(alignment.teacher_ids, alignment.teacher_chunks, strict=True))
         for (token_id, chunk), (_, following) in neighbours:
             first = firsts.get(following + offset, 0)
             # Text that was dropped may stand between them on the student's side.
             if 0 <= chunk < following and first > 0 and chunks[first - 1] == chunk + offset:
-                begun, tokens = places.setdefault(token_id, ([], []))
+                begun, tokens = places.setdefault((rollout.teacher, token_id), ([], []))
                 begun.append(following + offset)
                 tokens.append(first)
         offset += alignment.num_chunks
     return [
         Cuts(torch.tensor(undoing), *map(torch.tensor, found))
-        for token_id, found in places.items()
-        if (undoing := aligner.undoing(token_id))
+        for (teacher, token_id), found in places.items()
+        if (undoing := aligners[teacher].undoing(token_id))
     ]
 
 

@@ -32,7 +32,7 @@ def plan_for_training(
     Args:
         args: The training arguments.
         student_config: Configuration of the student.
-        teacher_config: Configuration of the teacher.
+        teacher_config: Configuration of the teacher, which counts only if it is loaded here.
         peft_config: Adapter of the student.
         quantization_config: Quantization of the student; `None` takes what `args.model_init_kwargs` say.
         prompt_length: Longest prompt in student tokens; `None` takes what `max_length` or the context leaves.
@@ -43,16 +43,18 @@ def plan_for_training(
         ConfigError: If it is not known how long a prompt may be, or a setting has no known memory.
         ModelError: If one of the models cannot be built or walked through without weights.
     """
+    if args.use_vllm and args.vllm_mode == "colocate":
+        raise ConfigError(
+            "`vllm_mode='colocate'` takes memory on the same devices, and how much of it is not known here. Leave "
+            "`use_vllm` out to see what the rest needs."
+        )
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     loading = args.model_init_kwargs or {}
     quantization = quantization_config or loading.get("quantization_config")
     student = ModelSpec(student_config, _dtype(loading.get("dtype", "float32"), student_config), adapter=peft_config)
-    loading = teacher_init_kwargs(args)
-    teacher_dtype = _dtype(loading.get("dtype", half or torch.float32), teacher_config)
-    teacher = ModelSpec(teacher_config, teacher_dtype)
     run = RunSpec(
         student=quantized(student, _as_dict(quantization)),
-        teacher=quantized(teacher, _teacher_quantization(args, loading, teacher_dtype)),
+        teacher=_teacher(args, teacher_config, half) if args.teacher_server_url is None else None,
         per_device_train_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         generation_batch_size=args.generation_batch_size,
@@ -65,6 +67,7 @@ def plan_for_training(
         gradient_checkpointing=(args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else None,
         optim=str(args.optim.value),
         offload_teacher=args.offload_teacher,
+        samples=not args.use_vllm,
         num_processes=args.world_size,
         on_gpu=not args.use_cpu,
     )
@@ -88,6 +91,12 @@ def _dtype(value: Any, config: PreTrainedConfig) -> torch.dtype:
     if value in ("auto", None):
         return config.dtype or torch.float32
     return getattr(torch, value.removeprefix("torch."))
+
+
+def _teacher(args: CrossTokenizerGKDConfig, config: PreTrainedConfig, half: torch.dtype | None) -> ModelSpec:
+    loading = teacher_init_kwargs(args)
+    dtype = _dtype(loading.get("dtype", half or torch.float32), config)
+    return quantized(ModelSpec(config, dtype), _teacher_quantization(args, loading, dtype))
 
 
 def _teacher_quantization(

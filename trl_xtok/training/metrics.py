@@ -55,10 +55,14 @@ _SUMS = (
     "stopped",
     "stopped_length",
     "steps",
+    "weight_syncs",
+    "time_weight_sync",
+    "engine_difference",
+    "engine_checked",
     *(f"dropped_{reason}" for reason in DROP_REASONS),
     *(f"time_{phase}" for phase in PHASES),
 )
-_EXTREMES = ("length", "stopped_length")
+_EXTREMES = ("length", "stopped_length", "engine_difference")
 
 
 class RunMetrics:
@@ -79,7 +83,7 @@ class RunMetrics:
 
     def _start_over(self) -> None:
         self._sums: dict[str, Tensor | float] = defaultdict(float)
-        self._lengths: dict[str, list[int]] = {name: [] for name in _EXTREMES}
+        self._extremes: dict[str, list[float]] = {name: [] for name in _EXTREMES}
 
     def add(self, sums: Mapping[str, Tensor | float]) -> None:
         """Add to sums by name; tensors stay on their device."""
@@ -93,8 +97,8 @@ class RunMetrics:
         rollouts = [rollout for batch in batches for rollout in batch.rollouts]
         lengths = [len(rollout.completion_ids) for rollout in rollouts]
         stopped = [len(rollout.completion_ids) for rollout in rollouts if rollout.stopped]
-        self._lengths["length"] += lengths
-        self._lengths["stopped_length"] += stopped
+        self._extremes["length"] += lengths
+        self._extremes["stopped_length"] += stopped
         self.add(
             {
                 "steps": 1.0,
@@ -109,6 +113,11 @@ class RunMetrics:
         for batch in batches:
             self.add({f"dropped_{reason}": float(count) for reason, count in batch.dropped.items()})
 
+    def add_differences(self, differences: Sequence[float]) -> None:
+        """Take note of how far the log-probs of an engine are from the student's, token by token, in nats."""
+        self._extremes["engine_difference"] += differences
+        self.add({"engine_difference": sum(differences), "engine_checked": float(len(differences))})
+
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the wall time of the block to `phase`."""
@@ -120,8 +129,8 @@ class RunMetrics:
         """The metrics over all ranks, by their public names; empty if nothing was added on any rank."""
         device = accelerator.device
         values = [float(self._sums[name]) for name in _SUMS]
-        lows = [float(min(self._lengths[name], default=torch.inf)) for name in _EXTREMES]
-        highs = [float(max(self._lengths[name], default=-torch.inf)) for name in _EXTREMES]
+        lows = [float(min(self._extremes[name], default=torch.inf)) for name in _EXTREMES]
+        highs = [float(max(self._extremes[name], default=-torch.inf)) for name in _EXTREMES]
         local = torch.tensor([*values, *lows, *highs], dtype=torch.float64, device=device)
         ranks = accelerator.gather(local[None]).cpu()
         sums = dict(zip(_SUMS, ranks[:, : len(_SUMS)].sum(0).tolist(), strict=True))
@@ -167,6 +176,11 @@ def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]
         metrics["completions/mean_terminated_length"] = ratio("stopped_length", "stopped")
         metrics["completions/min_terminated_length"] = low["stopped_length"]
         metrics["completions/max_terminated_length"] = high["stopped_length"]
+    if sums["weight_syncs"]:
+        metrics["time/weight_sync"] = ratio("time_weight_sync", "steps")
+    if sums["engine_checked"]:
+        metrics["sampling/sampling_logp_difference/mean"] = ratio("engine_difference", "engine_checked")
+        metrics["sampling/sampling_logp_difference/max"] = high["engine_difference"]
     for phase in PHASES:
         metrics[f"time/{phase}"] = ratio(f"time_{phase}", "steps")
     metrics["step_time"] = sum(metrics[f"time/{phase}"] for phase in PHASES)

@@ -1,6 +1,7 @@
 """What TRL's model card does not know: who taught, and how."""
 
 import textwrap
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,23 +23,26 @@ PAPER = {
 VERSIONS = "### Framework versions\n\n"
 
 
-def add_teacher(card: Path, teacher: str, objective: str) -> None:
-    """Name the teacher in a model card.
+def add_teachers(card: Path, teachers: Sequence[str], objective: str) -> None:
+    """Name the teacher, or the teachers, in a model card.
 
     Args:
         card: The file that TRL wrote.
-        teacher: Its name or path; empty if it has none. Of a path only the last part is told.
+        teachers: Name or path of each; empty if it has none. Of a path only the last part is told.
         objective: What was minimised.
     """
-    if not teacher:
-        said = "a model without a name"
-    elif Path(teacher).is_dir():
-        said = f"`{Path(teacher).name}`"
-    else:
-        said = f"[{teacher}](https://huggingface.co/{teacher})"
-    teaching = f"The teacher was {said}; what was minimised is the objective `{objective}`.\n\n"
+    said = ("The teacher was " if len(teachers) == 1 else "The teachers were ") + ", ".join(map(_link, teachers))
+    teaching = f"{said}; what was minimised is the objective `{objective}`.\n\n"
     text = card.read_text(encoding="utf-8")
     card.write_text(text.replace(VERSIONS, f"{teaching}{VERSIONS}- trl-xtok: {own_version()}\n"), encoding="utf-8")
+
+
+def _link(teacher: str) -> str:
+    if not teacher:
+        return "a model without a name"
+    if Path(teacher).is_dir() or Path(teacher).is_absolute():
+        return f"`{Path(teacher).name}`"
+    return f"[{teacher}](https://huggingface.co/{teacher})"
 
 
 def own_version() -> str:

@@ -1,8 +1,8 @@
 """What an optimizer step minimises: which objective, on which chunks, and the loss of each token."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..alignment.aligner import TokenizerAligner
 from ..errors import ConfigError
-from ..objectives import LMHead, chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
+from ..objectives import chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
 from .advantages import Credited, credit_tokens
 from .best_metric import refuse_loss
 from .config import CrossTokenizerGKDConfig
@@ -19,7 +19,7 @@ from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unre
 from .lookahead import find_cuts, find_joins, join_chunks
 from .scoring import completion_states, read_lm_head
 from .selection import Selection
-from .teachers import LocalTeacher
+from .teachers import LocalTeacher, Teacher, expect_by_teacher, token_logps_by_teacher
 from .vocab_comparison import VocabComparison
 from .window import MicroBatch, Rollout, StudentScores, assemble
 
@@ -29,9 +29,9 @@ _COMPARING: tuple[ObjectiveName, ...] = ("exact_jsd", "shared_vocab_jsd", "hybri
 
 
 def choose_objective(
-    args: CrossTokenizerGKDConfig, aligner: TokenizerAligner, eval_dataset: Any = None
+    args: CrossTokenizerGKDConfig, aligner: TokenizerAligner, eval_dataset: Any = None, *, several: bool = False
 ) -> ObjectiveName:
-    """What `args.objective` means for these two tokenizers.
+    """What `args.objective` means for these two tokenizers, or with several teachers.
 
     Raises:
         ConfigError: If it cannot serve them, does not read an argument that was set, or has a loss on `eval_dataset`
@@ -39,7 +39,9 @@ def choose_objective(
     """
     objective = args.objective
     if objective == "auto":
-        objective = "exact_jsd" if aligner.same_vocabulary else "chunk_rkl"
+        # A server says nothing of whole distributions, and those of several vocabularies are not compared.
+        whole = aligner.same_vocabulary and args.teacher_server_url is None and not several
+        objective = "exact_jsd" if whole else "chunk_rkl"
         refuse_unread(args, objective)
         refuse_invalid(args, objective)
     if objective == "exact_jsd" and not aligner.same_vocabulary:
@@ -58,20 +60,24 @@ class Objective:
     Attributes:
         name: From `choose_objective`.
         comparison: What compares next-token distributions, if the objective does.
-        aligner: Knows what could undo a cut; `None` if chunks are not joined.
+        aligners: Know what could undo a cut, one for each teacher; empty if chunks are not joined.
+        weights: Of the loss, one for each teacher; empty if all weigh the same.
     """
 
     name: ObjectiveName
     comparison: VocabComparison | None
-    aligner: TokenizerAligner | None = None
+    aligners: Sequence[TokenizerAligner] = ()
+    weights: Sequence[float] = ()
 
-    def selection(self, args: CrossTokenizerGKDConfig, aligner: TokenizerAligner, *, on_policy: bool) -> Selection:
+    def selection(
+        self, args: CrossTokenizerGKDConfig, aligners: Sequence[TokenizerAligner], *, on_policy: bool
+    ) -> Selection:
         """Which chunks and tokens are trained on."""
         return Selection(
             on_policy=on_policy,
             charge_dropped=on_policy and self.name in CREDITING and args.dropped_advantage != 0,
             imitate=not on_policy and (args.crossentropy_weight > 0 or self.name == "chunk_rkl"),
-            keep_unfinished=aligner.same_vocabulary,
+            keep_unfinished=all(aligner.same_vocabulary for aligner in aligners),
             # Of what the student did not write `hybrid` has nothing to say but on these.
             one_to_one_only=args.one_to_one_only
             or self.name == "shared_vocab_jsd"
@@ -80,43 +86,67 @@ class Objective:
             drop_whitespace=args.drop_whitespace,
         )
 
+    def score_window(
+        self,
+        windows: Sequence[Sequence[Rollout]],
+        *,
+        teachers: Sequence[Teacher],
+        selection: Selection,
+        device: torch.device,
+    ) -> list[MicroBatch]:
+        """Have the teachers score the micro-batches of an optimizer step."""
+        if self._asks_teachers(selection):
+            expect_by_teacher([rollout for rollouts in windows for rollout in rollouts], teachers)
+        options = {"teachers": teachers, "selection": selection, "device": device}
+        return [self.score(rollouts, **options) for rollouts in windows]
+
+    def _asks_teachers(self, selection: Selection) -> bool:
+        """Nothing but the cross-entropy is left of `chunk_rkl` where the student did not write."""
+        return self.name != "chunk_rkl" or selection.on_policy
+
     def score(
-        self, rollouts: Sequence[Rollout], *, teacher: LocalTeacher, selection: Selection, device: torch.device
+        self, rollouts: Sequence[Rollout], *, teachers: Sequence[Teacher], selection: Selection, device: torch.device
     ) -> MicroBatch:
-        """Have the teacher say what this objective reads of it, and put the micro-batch together."""
+        """Have the teachers say what this objective reads of them, and put the micro-batch together."""
         prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
         completions = [rollout.alignment.teacher_ids for rollout in rollouts]
         comparison = self.comparison
-        if self.name == "chunk_rkl" and not selection.on_policy:
-            # Nothing but the cross-entropy is left.
+        if not self._asks_teachers(selection):
             scores, comparison = (torch.zeros(sum(map(len, completions))), None), None
         elif comparison is None:
-            scores = teacher.token_logps(prompts, completions), None
+            scores = token_logps_by_teacher(rollouts, teachers), None
         else:
-            scores = teacher.token_logps_and_states(prompts, completions)
+            scores = cast(LocalTeacher, teachers[0]).token_logps_and_states(prompts, completions)
         batch = assemble(rollouts, *scores, selection, comparison, device)
-        if self.aligner is not None:
-            batch.cuts = find_cuts(rollouts, batch, self.aligner)
+        if self.aligners:
+            batch.cuts = find_cuts(rollouts, batch, self.aligners)
+        if self.weights:
+            weights = [self.weights[rollout.teacher] for rollout in rollouts for _ in rollout.completion_ids]
+            batch.weights = torch.tensor(weights, device=device)
         return batch
 
 
 def make_objective(
     name: ObjectiveName,
     args: CrossTokenizerGKDConfig,
-    aligner: TokenizerAligner,
+    aligners: Sequence[TokenizerAligner],
     student: PreTrainedModel,
-    teacher_head: LMHead,
+    teachers: Mapping[str, Teacher],
 ) -> Objective:
     """Set up what `name` stands for; for `prefix_jsd` that takes seconds.
 
     Raises:
         TokenizerError: If distributions are to be compared that have no event in common.
     """
-    joining = None if args.max_lookahead is None else aligner
+    joining = () if args.max_lookahead is None else aligners
     if name not in _COMPARING and args.advantage_baseline != "position":
-        return Objective(name, None, joining)
+        given = args.teacher_weights or {}
+        return Objective(name, None, joining, [given.get(key, 1.0) for key in teachers] if given else ())
+    # What compares is refused beside a served teacher, and beside several.
+    (teacher,) = teachers.values()
+    head = cast(LocalTeacher, teacher).lm_head
     rows = len(read_lm_head(student).weight)
-    return Objective(name, VocabComparison(name, aligner, rows, teacher_head.to(args.device), args), joining)
+    return Objective(name, VocabComparison(name, aligners[0], rows, head.to(args.device), args), joining)
 
 
 def student_scores(
@@ -129,7 +159,7 @@ def student_scores(
     with torch.set_grad_enabled(torch.is_grad_enabled() and reads_logps):
         logps = token_logps(states, head, batch.packed["targets"], **args.scoring)
     joins = None
-    if args.max_lookahead is not None and objective.aligner is not None:
+    if args.max_lookahead is not None and objective.aligners:
         options = {"temperature": args.scoring["temperature"], "max_lookahead": args.max_lookahead}
         joins = find_joins(states, head, logps, batch, **options)
         batch = join_chunks(batch, joins)
@@ -180,7 +210,7 @@ def token_losses(
         divergences = scores.compared.divergences.to(losses.dtype)
         losses = losses.index_add(0, joined.starts.tokens, divergences)
         sums |= {"divergence": divergences.detach().sum(), "compared": float(len(divergences))}
-    return losses, sums, credited
+    return losses if batch.weights is None else losses * batch.weights, sums, credited
 
 
 class ChunkLogRatios(NamedTuple):

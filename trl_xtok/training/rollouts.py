@@ -79,16 +79,21 @@ def generate_completions(
     Returns:
         The ids exactly as sampled, the stop token included if one was.
     """
-    completions: list[list[int]] = []
+    places = list(range(len(prompts)))
+    if len(places) > batch_size:
+        # Less padding. What needs most memory comes first.
+        places.sort(key=lambda place: len(prompts[place]), reverse=True)
+    completions: dict[int, list[int]] = {}
     training = model.training
     model.eval()
     with _only(generation_config, model):
-        for start in range(0, len(prompts), batch_size):
-            ids, mask = left_pad(prompts[start : start + batch_size], generation_config.pad_token_id)
+        for start in range(0, len(places), batch_size):
+            group = places[start : start + batch_size]
+            ids, mask = left_pad([prompts[place] for place in group], generation_config.pad_token_id)
             inputs = {"prompts": ids.to(device), "prompt_attention_mask": mask.to(device)}
-            completions += _completions_of(model, inputs, generation_config)
+            completions.update(zip(group, _completions_of(model, inputs, generation_config), strict=True))
     model.train(training)
-    return completions
+    return [completions[place] for place in range(len(prompts))]
 
 
 def _completions_of(

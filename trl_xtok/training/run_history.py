@@ -3,7 +3,7 @@
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from .config import CrossTokenizerGKDConfig
 from .loading import name_of
 from .model_card import own_version
+from .teachers import LocalTeacher, Teacher
 
 
 FILE_NAME = "run_history.jsonl"
@@ -35,7 +36,8 @@ _ALWAYS = (
     "seed",
 )
 # Told elsewhere, or set by the parents to the same in every run.
-_NEVER = ("objective", "output_dir", "accelerator_config", "remove_unused_columns")
+# An address is not for who reads a published run.
+_NEVER = ("objective", "output_dir", "teacher_server_url", "accelerator_config", "remove_unused_columns")
 _PACKAGES = ("trl", "transformers", "torch", "peft", "accelerate", "tokenizers")
 
 
@@ -60,7 +62,7 @@ class RunHistory(TrainerCallback):
     ) -> None:
         """Say what is trained, and from which step on."""
         trainer = self._trainer
-        facts = describe_run(trainer.model, trainer.teacher_model, trainer.objective.name, trainer.args)
+        facts = describe_run(trainer.model, [*trainer.teachers.values()], trainer.objective.name, trainer.args)
         start = {"step": state.global_step, "max_steps": state.max_steps, **facts}
         # What was evaluated before a run goes on belongs to no step of it.
         before = self._before if state.global_step == 0 else []
@@ -84,7 +86,7 @@ class RunHistory(TrainerCallback):
 
 
 def describe_run(
-    student: PreTrainedModel, teacher: PreTrainedModel, objective: str, args: CrossTokenizerGKDConfig
+    student: PreTrainedModel, teachers: Sequence[Teacher], objective: str, args: CrossTokenizerGKDConfig
 ) -> dict[str, Any]:
     """Models, objective, settings and versions of a run, as JSON takes them.
 
@@ -92,13 +94,13 @@ def describe_run(
 
     Args:
         student: The model that is trained.
-        teacher: The model that scores.
+        teachers: The models that score.
         objective: What is minimised.
         args: The training arguments.
     """
     return {
         "student": _describe(student),
-        "teacher": _describe(teacher),
+        "teacher": _describe_teachers(teachers),
         "objective": objective,
         "settings": _settings(args),
         "versions": {
@@ -119,6 +121,19 @@ def _describe(model: PreTrainedModel) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "trained": model.num_parameters(only_trainable=True),
     }
+
+
+def _describe_teachers(teachers: Sequence[Teacher]) -> dict[str, Any]:
+    described = [_describe_teacher(teacher) for teacher in teachers]
+    if len(described) == 1:
+        return described[0]
+    return {name: ", ".join(each[name] for each in described) for name in ("name", "architecture")}
+
+
+def _describe_teacher(teacher: Teacher) -> dict[str, Any]:
+    if isinstance(teacher, LocalTeacher):
+        return _describe(teacher.model)
+    return {"name": _published(teacher.name), "architecture": "served"}
 
 
 def _settings(args: CrossTokenizerGKDConfig) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class RunLog:
 
     Args:
         tokenizer: The student's.
-        teacher_tokenizer: The teacher's.
+        teacher_tokenizers: Those of the teachers.
         args: The training arguments.
         accelerator: Knows the other ranks.
     """
@@ -41,11 +41,11 @@ class RunLog:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        teacher_tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizers: Sequence[PreTrainedTokenizerBase],
         args: CrossTokenizerGKDConfig,
         accelerator: Accelerator,
     ):
-        self._tokenizer, self._teacher_tokenizer = tokenizer, teacher_tokenizer
+        self._tokenizer, self._teacher_tokenizers = tokenizer, teacher_tokenizers
         self._args, self._accelerator = args, accelerator
         self.metrics: dict[Mode, RunMetrics] = {mode: RunMetrics() for mode in get_args(Mode)}
         self._guards = {mode: CoverageGuard(args.min_coverage, mode) for mode in get_args(Mode)}
@@ -180,7 +180,7 @@ class RunLog:
         rows: list[Row] = []
         if self._accelerator.is_main_process:
             for scored in self._scored:
-                rows += chunk_rows(scored, self._tokenizer, self._teacher_tokenizer, limit - len(rows))
+                rows += chunk_rows(scored, self._tokenizer, self._teacher_tokenizers, limit - len(rows))
         return rows
 
     def _write(self, rows: Sequence[Row], chunks: Sequence[Row], step: int, prefix: str = "") -> None:

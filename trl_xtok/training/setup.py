@@ -13,6 +13,7 @@ from ..alignment.templates import end_of_turn_id, load_chat_template, stop_ids
 from ..errors import ConfigError
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator
+from .engine_arguments import check_engine
 from .launch import check_launch
 from .loading import Model, check_model, context_length, name_of
 from .rollouts import end_ids
@@ -37,6 +38,7 @@ def check_args(args: Any, model: Model, compute_metrics: Any = None) -> CrossTok
             "`CrossTokenizerGKDConfig`; it takes the same values and more."
         )
     check_launch(args)
+    check_engine(args)
     if compute_metrics is not None:
         refuse_nothing_written(args, "`compute_metrics` gets")
     if args.accelerator_config.dispatch_batches is None:
@@ -115,13 +117,23 @@ def check_student_loading(
         )
 
 
-def check_teacher(teacher_model: Any, model: Model, args: CrossTokenizerGKDConfig) -> Model:
-    """The teacher to use: the one given, else the one named in `args`.
+def check_teacher(
+    teacher_model: Any, model: Model, args: CrossTokenizerGKDConfig, *, served: bool | None = None
+) -> Model | None:
+    """The teacher to use: the one given, else the one named in `args`; `None` for a served one without a name here.
 
     Raises:
         ConfigError: If there is none, a loaded one comes with arguments for loading, or shares the student's weights.
     """
     teacher = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+    if args.teacher_server_url is not None if served is None else served:
+        if not isinstance(teacher, str | None):
+            raise ConfigError(
+                f"`teacher_model` is a loaded {type(teacher).__name__}, but with `teacher_server_url="
+                f"{args.teacher_server_url}` the teacher is behind a server. Keep one of them; the tokenizer is found "
+                "by name (`teacher_model_name_or_path`), or given as `teacher_processing_class`."
+            )
+        return teacher
     if teacher is None:
         raise ConfigError(
             "There is no teacher: `teacher_model` and `args.teacher_model_name_or_path` are both None. "

@@ -1,16 +1,16 @@
 """The teacher: who scores the completions.
 
 A teacher needs to say one number per token of its own encoding of a completion. `LocalTeacher` computes it with a
-transformers model, quantized or not.
+transformers model, quantized or not; `ServedTeacher` asks a server.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from ..errors import ConfigError, ModelError
@@ -18,16 +18,103 @@ from ..objectives import LMHead, token_logps
 from .config import CrossTokenizerGKDConfig
 from .loading import context_length, teacher_init_kwargs
 from .scoring import causal_lm, check_head, completion_states, pack, read_lm_head
+from .window import Rollout
 
 
-class Teacher(Protocol):
-    """Whoever can score completions in the teacher's tokens."""
+class Teaching(Protocol):
+    """One teacher or several.
+
+    Attributes:
+        model: The weights, or what stands in for them if they are not here.
+    """
+
+    model: nn.Module
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Around the scoring of an optimizer step."""
+        ...
+
+
+class Teacher(Teaching, Protocol):
+    """Whoever can score completions in the teacher's tokens.
+
+    Attributes:
+        name: What the user calls it; empty if it has no name.
+    """
+
+    name: str
+
+    def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+        """What it will be asked for in this optimizer step, micro-batch by micro-batch, within `on_device`."""
+        ...
 
     def token_logps(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     ) -> Float[Tensor, " teacher_tokens"]:
         """Log-prob of each completion token, in nats, the completions one after the other; NaN where unknown."""
         ...
+
+
+class _Several:
+    """Several teachers, where none in particular is meant."""
+
+    def __init__(self, teachers: Mapping[str, Teacher]):
+        self.model = nn.ModuleList(teacher.model for teacher in teachers.values())
+        self._teachers = [*teachers.values()]
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """See [`Teacher.on_device`]."""
+        with ExitStack() as stack:
+            for teacher in self._teachers:
+                stack.enter_context(teacher.on_device())
+            yield
+
+
+def all_of(teachers: Mapping[str, Teacher]) -> Teaching:
+    """The only teacher, or what stands for all of them."""
+    return next(iter(teachers.values())) if len(teachers) == 1 else _Several(teachers)
+
+
+def token_logps_by_teacher(
+    rollouts: Sequence[Rollout], teachers: Sequence[Teacher]
+) -> Float[Tensor, " teacher_tokens"]:
+    """Log-prob of each completion token in the tokens of the teacher that scores it, the rollouts one after the other.
+
+    Args:
+        rollouts: Each names its teacher by number.
+        teachers: In the order of their numbers.
+    """
+    if len(teachers) == 1:
+        return _token_logps(teachers[0], rollouts)
+    rows: dict[int, Tensor] = {}
+    for number, teacher in enumerate(teachers):
+        of = [place for place, rollout in enumerate(rollouts) if rollout.teacher == number]
+        if of:
+            logps = _token_logps(teacher, [rollouts[place] for place in of]).cpu()
+            rows |= zip(of, logps.split([len(rollouts[place].alignment.teacher_ids) for place in of]), strict=True)
+    return torch.cat([rows[place] for place in range(len(rollouts))])
+
+
+def expect_by_teacher(rollouts: Sequence[Rollout], teachers: Sequence[Teacher]) -> None:
+    """Tell each teacher which of the rollouts of an optimizer step it will score.
+
+    Args:
+        rollouts: Each names its teacher by number.
+        teachers: In the order of their numbers.
+    """
+    for number, teacher in enumerate(teachers):
+        teacher.expect(*_in_its_tokens([rollout for rollout in rollouts if rollout.teacher == number]))
+
+
+def _token_logps(teacher: Teacher, rollouts: Sequence[Rollout]) -> Tensor:
+    return teacher.token_logps(*_in_its_tokens(rollouts))
+
+
+def _in_its_tokens(rollouts: Sequence[Rollout]) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and completions."""
+    prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
+    return prompts, [rollout.alignment.teacher_ids for rollout in rollouts]
 
 
 class LocalTeacher:
@@ -59,6 +146,9 @@ class LocalTeacher:
     def lm_head(self) -> LMHead:
         """What makes logits of its hidden states."""
         return read_lm_head(causal_lm(self.model))
+
+    def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+        """It computes a micro-batch at a time, for want of memory."""
 
     @contextmanager
     def on_device(self) -> Iterator[None]:

@@ -4,10 +4,10 @@ One optimizer step is one window of micro-batches. Before its first backward the
 by the teacher, since the number of tokens that are trained on, by which the loss is normalized, is known only then.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -28,9 +28,10 @@ from .advantages import fix_means
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .dataset_checks import evaluation_collator, prepare_datasets, refuse_short_stream
+from .engine_rollouts import make_engine
 from .evaluation import EvaluatingGKDTrainer
 from .metrics import Mode
-from .model_card import PAPER, add_teacher
+from .model_card import PAPER, add_teachers
 from .objective import choose_objective, make_objective, student_scores, token_losses
 from .off_policy import TeacherWriter, is_on_policy, read_completions
 from .rollouts import generate_completions, sampling_seed
@@ -38,7 +39,8 @@ from .run_history import RunHistory
 from .run_log import RunLog
 from .scoring import causal_lm, check_head, completion_logps
 from .segmentation import add_canonical_paths
-from .teachers import LocalTeacher, load_teacher
+from .several_teachers import join_collators, read_teachers
+from .teachers import LocalTeacher, all_of
 from .trl_compat import (
     SFTTrainer,
     TeacherStandIn,
@@ -64,7 +66,9 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         model ([`~transformers.PreTrainedModel`] or `str`):
             Student to be trained, or its name or path.
         teacher_model ([`~transformers.PreTrainedModel`] or `str`, *optional*):
-            Teacher, or its name or path. `None` takes `args.teacher_model_name_or_path`.
+            Teacher, or its name or path. `None` takes `args.teacher_model_name_or_path`. Of one behind
+            `args.teacher_server_url`, nothing but the tokenizer and the configuration is read from there. A dictionary
+            has several by name, and each row of a dataset names its own in a `teacher` column.
         args ([`CrossTokenizerGKDConfig`], *optional*):
             Training arguments. `None` takes the defaults, with `output_dir` named after the student.
         data_collator ([`~transformers.DataCollator`], *optional*):
@@ -90,7 +94,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         formatting_func (`Callable`, *optional*):
             Refused: this trainer builds no rows of text.
         teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the teacher. `None` takes the one that belongs to the teacher.
+            Tokenizer of the teacher, or a dictionary of them. `None` takes the one that belongs to the teacher.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantization of a student given by name.
 
@@ -116,7 +120,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | str,
-        teacher_model: PreTrainedModel | nn.Module | str | None = None,
+        teacher_model: PreTrainedModel | nn.Module | str | Mapping[str, Any] | None = None,
         args: CrossTokenizerGKDConfig | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -129,23 +133,17 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         peft_config: PeftConfig | None = None,
         formatting_func: Callable | None = None,
         *,
-        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        teacher_processing_class: PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase] | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
     ):
         args = setup.check_args(args, loading.check_model(model, "model"), compute_metrics)
-        setup.refuse_arguments(
-            model,
-            peft_config,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            formatting_func=formatting_func,
-        )
+        unused = {"preprocess_logits_for_metrics": preprocess_logits_for_metrics, "formatting_func": formatting_func}
+        setup.refuse_arguments(model, peft_config, **unused)
         setup.check_student_loading(model, args, quantization_config)
-        teacher = setup.check_teacher(teacher_model, model, args)
         tokenizer = loading.load_student_tokenizer(processing_class, model, args)
-        teacher_tokenizer = loading.load_teacher_tokenizer(teacher_processing_class, teacher, args)
         config = loading.read_config(model, args.model_init_kwargs, args)
-        teacher_config = loading.read_teacher_config(teacher, args)
-        collator = setup.make_collator(tokenizer, teacher_tokenizer, config, teacher_config, args)
+        sources = read_teachers(teacher_model, teacher_processing_class, (model, tokenizer, config), args)
+        collator = join_collators(sources)
         train_dataset, eval_dataset = prepare_datasets(train_dataset, eval_dataset, collator, args, data_collator)
 
         with gkd_init(args, quantization_config):
@@ -164,15 +162,20 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
             )
         self._eval_collator = data_collator or evaluation_collator(collator, args, references=bool(compute_metrics))
         setup.finish_generation_config(self.generation_config, tokenizer)
-        self.aligner = setup.make_aligner(collator, self.generation_config)
+        self.aligners = [setup.make_aligner(source.collator, self.generation_config) for source in sources]
+        self.aligner = self.aligners[0]
         loading.prepare_student(self.model)
         check_head(student := causal_lm(self.model), "student")
-        objective_name = choose_objective(args, self.aligner, eval_dataset)
-        self.teacher = LocalTeacher(load_teacher(teacher, args), args, loading.name_of(teacher))
+        name = choose_objective(args, self.aligner, eval_dataset, several=len(sources) > 1)
+        self.teachers = {source.key: source.load(args) for source in sources}
+        self.teacher = all_of(self.teachers)
         self.teacher_model = self.teacher.model
-        self.objective = make_objective(objective_name, args, self.aligner, student, self.teacher.lm_head)
-        self._written = TeacherWriter(self.teacher, collator, args) if args.seq_kd else read_completions
-        self._run_log = RunLog(tokenizer, teacher_tokenizer, args, self.accelerator)
+        self.objective = make_objective(name, args, self.aligners, student, self.teachers)
+        self._written = (
+            TeacherWriter(cast(LocalTeacher, self.teacher), collator, args) if args.seq_kd else read_completions
+        )
+        self._run_log = RunLog(tokenizer, [source.tokenizer for source in sources], args, self.accelerator)
+        self._engine = make_engine(self.model, tokenizer, self.generation_config, args, self.accelerator)
 
     # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
 
@@ -189,7 +192,8 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
             return [], None
         # The first window of a run, resumed or not, finds the model as it was loaded: in evaluation mode.
         self.model.train()
-        with sampling_seed(self.args.seed, self.state.global_step, self.args.process_index, device=self.args.device):
+        seed = self.args.seed, self.state.global_step, self.args.process_index
+        with self._keeping_finished_steps(), sampling_seed(*seed, device=self.args.device):
             return self._score_window(prompts, "train" if is_on_policy(self.args, self.state.global_step) else _OFF)
 
     def _score_window(
@@ -202,11 +206,11 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
             written = (self._roll_out if on_policy else self._written if mode == _OFF else read_completions)(prompts)
             completions = iter(written if rows is None else written[:rows] + [[] for _ in written[rows:]])
         with metrics.timed("align"):
-            windows = [align_rollouts(self.aligner, batch, completions) for batch in prompts]
+            windows = [align_rollouts(self.aligners, batch, completions) for batch in prompts]
         with metrics.timed("teacher"), self.teacher.on_device():
-            selection = self.objective.selection(self.args, self.aligner, on_policy=on_policy)
-            score = partial(self.objective.score, teacher=self.teacher, selection=selection, device=self.args.device)
-            batches = [score(rollouts) for rollouts in windows]
+            selection = self.objective.selection(self.args, self.aligners, on_policy=on_policy)
+            options = {"teachers": [*self.teachers.values()], "selection": selection, "device": self.args.device}
+            batches = self.objective.score_window(windows, **options)
         for batch in batches:
             batch.rollouts = batch.rollouts[:rows]
         self._run_log.start_step(batches, mode)
@@ -217,6 +221,10 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
 
     def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
         rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
+        if self._engine is not None:
+            mode: Mode = "train" if self.model.training else "eval"
+            is_new = mode == "train" or self._eval_batches == 1
+            return self._engine.generate(self.model, rows, self._run_log.metrics[mode], new_weights=is_new)
         size = self.args.generation_batch_size or self._train_batch_size
         checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with (
@@ -283,4 +291,5 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         """Create a draft of a model card, as the parent does, and name the teacher in it."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            add_teacher(Path(self.args.output_dir, "README.md"), self.teacher.name, self.objective.name)
+            names = [teacher.name for teacher in self.teachers.values()]
+            add_teachers(Path(self.args.output_dir, "README.md"), names, self.objective.name)

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 from trl.data_utils import is_conversational
-from trl.import_utils import TRLExperimentalWarning
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.import_utils import TRLExperimentalWarning, is_vllm_available
 
 
 with warnings.catch_warnings():
@@ -30,9 +31,11 @@ __all__ = [
     "GKDTrainer",
     "SFTTrainer",
     "TeacherStandIn",
+    "VLLMGeneration",
     "call_through_wrapper",
     "gkd_init",
     "is_conversational",
+    "is_vllm_available",
     "print_prompt_completions_sample",
     "remove_none_values",
     "resolve_accelerate_config_argument",

@@ -37,6 +37,7 @@ class Rollout:
         canonical: The completion against the student's own tokenization of the same text.
         blank_chunks: Chunks of nothing but white space.
         stopped: Whether the last token is a stop token; else the length limit cut the completion off.
+        teacher: Number of the teacher that scores it.
     """
 
     prompt_ids: list[int]
@@ -46,6 +47,7 @@ class Rollout:
     canonical: Alignment
     blank_chunks: frozenset[int]
     stopped: bool
+    teacher: int = 0
 
     @property
     def is_canonical(self) -> bool:
@@ -66,17 +68,18 @@ class Rollout:
 
 
 def align_rollouts(
-    aligner: TokenizerAligner, batch: Mapping[str, Tensor], completions: Iterator[list[int]]
+    aligners: Sequence[TokenizerAligner], batch: Mapping[str, Tensor], completions: Iterator[list[int]]
 ) -> list[Rollout]:
     """Align the completions of a batch of prompts with the teacher's tokens and with the student's canonical ones.
 
     Args:
-        aligner: For the two tokenizers.
+        aligners: For the student and each teacher.
         batch: What [`PromptCollator`] returned.
         completions: One for each prompt is taken from it.
     """
     prompts = unpad(batch["prompts"], batch["prompt_attention_mask"])
     teacher_prompts = unpad(batch["teacher_prompts"], batch["teacher_prompt_attention_mask"])
+    numbers = batch["teacher_numbers"].tolist() if "teacher_numbers" in batch else [0] * len(batch["prompts"])
     return [
         Rollout(
             prompt_ids,
@@ -86,9 +89,10 @@ def align_rollouts(
             canonical=aligner.canonical(completion_ids),
             blank_chunks=aligner.blank_chunks(completion_ids, alignment),
             stopped=bool(completion_ids) and completion_ids[-1] in aligner.student_stop_ids,
+            teacher=number,
         )
-        for prompt_ids, teacher_prompt_ids in zip(prompts, teacher_prompts, strict=True)
-        for completion_ids in (next(completions),)
+        for prompt_ids, teacher_prompt_ids, number in zip(prompts, teacher_prompts, numbers, strict=True)
+        for completion_ids, aligner in ((next(completions), aligners[number]),)
     ]
 
 
@@ -168,6 +172,7 @@ class MicroBatch:
         starts: Where next-token distributions are compared; `None` if the objective compares none.
         cuts: Cuts between chunks that something could have undone; empty if chunks are not joined.
         canonical: What `segmentation="text"` needs; `None` if all rollouts are canonical.
+        weights: Of the loss of each completion token; `None` if all weigh the same.
         means: What the whole optimizer step decides; `None` if the micro-batch is all of it.
         rollouts: What the micro-batch was made of.
     """
@@ -184,6 +189,7 @@ class MicroBatch:
     starts: ChunkStarts | None = None
     cuts: Sequence[Cuts] = ()
     canonical: CanonicalPaths | None = None
+    weights: Float[Tensor, " tokens"] | None = None
     means: Means | None = None
     rollouts: Sequence[Rollout] = field(default=())
 

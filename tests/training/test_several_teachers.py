@@ -1,0 +1,107 @@
+"""Several teachers with tokenizers of their own: what each row is scored by, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+
+from tests import real_tokenizers
+from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, rollouts, whole_step
+from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
+from trl_xtok.alignment.token_bytes import token_bytes
+from trl_xtok.errors import ConfigError, DataError
+
+
+ROWS = [{"prompt": prompt, "teacher": name} for prompt, name in zip(PROMPTS, ["books", "code"] * 4, strict=True)]
+
+
+@pytest.fixture
+def build(tmp_path, padded_student_path, teacher_path, qwen_teacher_path):
+    teachers = {"books": teacher_path, "code": qwen_teacher_path}
+
+    def build_trainer(only=None, rows=ROWS, teacher=teachers, tokenizers=None, **changes):
+        trainer = tiny_trainer(
+            padded_student_path,
+            teacher if only is None else teacher[only],
+            tiny_args(tmp_path, **changes),
+            trainer_class=FixedTrainer,
+            train_dataset=Dataset.from_list(rows),
+            teacher_processing_class=tokenizers,
+        )
+        trainer.rollouts = rollouts()
+        return trainer
+
+    return build_trainer
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("weights", "options"),
+    [
+        (None, {"objective": "chunk_jsd"}),
+        ({"code": 0.25}, {"max_lookahead": 1e-5, "credit": "additive", "dropped_advantage": "0"}),
+    ],
+)
+def test_each_row_as_its_teacher_alone_would_score_it(build, batch_size, weights, options):
+    expected, total, trained = {}, torch.zeros(()), 0
+    for name in ("books", "code"):
+        alone, rows = build(name, **options), [row for row in ROWS if row["teacher"] == name]
+        count = whole_step(alone, rows, batch_size)[1]
+        loss, gradients = loss_and_gradients(alone, rows, batch_size)
+        share = count * (weights or {}).get(name, 1.0)
+        total, trained = total + share * loss, trained + count
+        for parameter, gradient in gradients.items():
+            expected[parameter] = expected.get(parameter, 0) + share * gradient
+    loss, gradients = loss_and_gradients(build(teacher_weights=weights, **options), ROWS, batch_size)
+    torch.testing.assert_close(loss, total / trained, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for parameter, gradient in gradients.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradient, expected[parameter] / trained, atol=1e-5 * scale, rtol=1e-4)
+
+
+def test_a_run_with_its_logs_evaluation_and_files(build, tmp_path):
+    evaluation = Dataset.from_list(ROWS[::-1])
+    trainer = build(max_steps=2, per_device_train_batch_size=4, log_completions=True, save_strategy="no")
+    trainer.rollouts = None
+    trainer.train()
+    assert set(trainer.evaluate(evaluation)) >= {"eval_loss", "eval_xtok/coverage"}
+    start = json.loads(Path(tmp_path, "run_history.jsonl").read_text().splitlines()[0])
+    assert "gemma3_text, qwen2" in json.dumps(start)
+    spellings = [token_bytes(each).spell_all for each in (real_tokenizers.mistral1(), real_tokenizers.qwen3())]
+    chunks = pq.read_table(next(Path(tmp_path, "completions").glob("chunks_*.parquet"))).to_pylist()
+    spelled_by = {
+        tuple(row["teacher_tokens"] == spell(row["teacher_ids"]) for spell in spellings)
+        for row in chunks
+        if len(row["teacher_ids"]) > 2
+    }
+    assert {(True, False), (False, True)} <= spelled_by
+    trainer.create_model_card()
+    assert "The teachers were `" in Path(tmp_path, "README.md").read_text()
+
+
+@pytest.mark.parametrize("teacher", ["poems", None])
+def test_a_row_without_one_of_them_is_refused(build, teacher):
+    with pytest.raises(DataError, match=rf"Row 3.*{teacher!r} in its `teacher` column.*books, code"):
+        build(rows=[{**row, "teacher": teacher} if number == 3 else row for number, row in enumerate(ROWS)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"objective": "prefix_jsd"}, "`objective='prefix_jsd'` is defined for one teacher, .* names 2: books, code"),
+        ({"seq_kd": True, "lmbda": 0.5, "objective": "chunk_jsd"}, "`seq_kd=True` is defined for one teacher"),
+        ({"teacher_weights": {"poems": 1.0}}, r"`args.teacher_weights` is \['poems'\], but .* names: books, code"),
+        ({"teacher_server_url": "http://127.0.0.1:9"}, "`args.teacher_server_url` is list, but .* must be a dict"),
+        ({"teacher": {}}, r"`teacher_model` names the teachers \[\]"),
+        ({"only": "books", "teacher_weights": {"books": 1.0}}, "which is for several teachers, but"),
+        ({"only": "books", "teacher_server_url": {"books": "http://127.0.0.1:9"}}, "which is for several teachers"),
+        ({"teacher_weights": {"books": -1.0}}, "`teacher_weights` has -1.0 for 'books'"),
+    ],
+)
+def test_what_names_do_not_fit_is_refused(build, changes, match):
+    with pytest.raises(ConfigError, match=match):
+        build(**changes)

@@ -1,0 +1,186 @@
+"""A vLLM server, spoken to in JSON over HTTP.
+
+A server may be restarted, or be away for a minute, in the middle of a run that takes days. So a request is sent again
+until a deadline; what the server refuses, and what it answers that cannot be read, is an error at once.
+"""
+
+import ipaddress
+import json
+import logging
+import os
+import re
+import time
+import weakref
+from random import Random
+from typing import Any
+
+import httpx2
+
+from ..errors import ConfigError, ServerError
+
+
+API_KEY = "VLLM_API_KEY"
+# Of one reply. Scores of a million tokens take about 100 MB.
+_LARGEST_REPLY = 2**28
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_logger = logging.getLogger(__name__)
+
+
+class VLLMServer:
+    """Sends requests to one server; several threads may do so at the same time.
+
+    An API key is read from the environment variable `VLLM_API_KEY`. Proxies that the environment names are used, but
+    not for this machine.
+
+    Args:
+        url: Where it is, for example `http://127.0.0.1:8000`. `/v1` at its end may be left out.
+        timeout: Seconds until a request that is not answered is sent again.
+        deadline: Seconds after which a request that was sent again and again is given up.
+
+    Attributes:
+        url: The same, as it is shown in messages.
+
+    Raises:
+        ConfigError: If `url` is none, has a password in it, or the key cannot be sent.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 60.0, deadline: float = 240.0):
+        self.url = check_url(url)
+        self._timeout, self._deadline = timeout, deadline
+        self._key = _api_key()
+        self._client = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            # Who calls limits how many requests there are at a time.
+            limits=httpx2.Limits(max_connections=None),
+            trust_env=not _is_local(httpx2.URL(self.url).host),
+        )
+        # A trainer has no end at which it could close them.
+        weakref.finalize(self, self._client.close)
+        # Not the global generator, whose state is part of the run.
+        self._random = Random()
+
+    def get(self, path: str) -> Any:
+        """The JSON that `GET path` answers; `None` for an empty answer.
+
+        Raises:
+            ServerError: If there is no usable answer before the deadline.
+        """
+        return self._request("GET", path, None)
+
+    def post(self, path: str, payload: Any) -> Any:
+        """The JSON that `POST path` answers to a payload of JSON; `None` for an empty answer.
+
+        Raises:
+            ServerError: If there is no usable answer before the deadline.
+        """
+        return self._request("POST", path, payload)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _request(self, method: str, path: str, payload: Any) -> Any:
+        end, pause, tries = time.monotonic() + self._deadline, _FIRST_PAUSE, 0
+        while True:
+            tries += 1
+            try:
+                status, body = self._send(method, path, payload, end)
+            except httpx2.TransportError as error:
+                status, body, failure = None, b"", self._hidden(f"{type(error).__name__}: {error}")
+            except httpx2.HTTPError as error:
+                raise ServerError(self._hidden(f"{method} {self.url}{path} has no readable answer: {error}")) from None
+            else:
+                failure = f"status {status}: {self._excerpt(body)}"
+            if status is not None and 200 <= status < 300:
+                return self._read(body, f"{method} {self.url}{path}")
+            if status is not None and status != 429 and status < 500:
+                raise ServerError(f"{method} {self.url}{path} is refused with {failure}", status)
+            wait = pause * self._random.uniform(0.5, 1.0)
+            if time.monotonic() + wait >= end:
+                raise ServerError(
+                    f"{method} {self.url}{path} was not answered within {self._deadline:g} seconds; the last of "
+                    f"{tries} tries ended with {failure}. Check that the server runs and that its address is right.",
+                    status,
+                )
+            if tries == 1:
+                _logger.warning(
+                    "%s %s%s failed with %s. Trying again for %g seconds.",
+                    *(method, self.url, path, failure, self._deadline),
+                )
+            time.sleep(wait)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _send(self, method: str, path: str, payload: Any, end: float) -> tuple[int, bytes]:
+        """Status and body of one answer, which must have arrived as a whole in time."""
+        seconds = max(min(self._timeout, end - time.monotonic()), 0.01)
+        stop = time.monotonic() + seconds
+        timeout = httpx2.Timeout(seconds, connect=min(seconds, 10.0))
+        content = None if payload is None else {"json": payload}
+        with self._client.stream(method, path, timeout=timeout, **content or {}) as response:
+            body = bytearray()
+            for part in response.iter_bytes():
+                body += part
+                if len(body) > _LARGEST_REPLY:
+                    raise ServerError(
+                        f"{method} {self.url}{path} is answered with more than {_LARGEST_REPLY // 2**20} MiB. Ask for "
+                        "fewer sequences at a time."
+                    )
+                # The client's own limit is on the time between two parts.
+                if time.monotonic() > stop:
+                    raise httpx2.ReadTimeout(f"the answer was not complete after {seconds:g} seconds")
+            return response.status_code, bytes(body)
+
+    def _read(self, body: bytes, what: str) -> Any:
+        if not body.strip():
+            return None
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise ServerError(
+                f"{what} is answered with what is not JSON ({type(error).__name__}): {self._excerpt(body)}. Check "
+                "that the address is that of a vLLM server."
+            ) from None
+
+    def _excerpt(self, body: bytes) -> str:
+        text = body.decode(errors="replace")
+        return repr(self._hidden(text if len(text) <= 300 else f"{text[:300]}…"))
+
+    def _hidden(self, text: str) -> str:
+        """The text without the key, which a server may send back."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+def check_url(url: Any) -> str:
+    """The address of a server, without what is at its end anyway.
+
+    Raises:
+        ConfigError: If it is none, or has a password in it.
+    """
+    shown = re.sub(r"//[^/]*@", "//***@", str(url))
+    if shown != str(url):
+        raise ConfigError(
+            f"The address of the server {shown!r} has a user or a password in it, which would be logged and saved. "
+            f"Leave it out; an API key is read from the environment variable {API_KEY}."
+        )
+    try:
+        parsed = httpx2.URL(url)
+    except (TypeError, httpx2.InvalidURL):
+        parsed = httpx2.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+        raise ConfigError(f"{shown!r} is not the address of a server. Give one as http://127.0.0.1:8000.")
+    return str(parsed).rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _api_key() -> str | None:
+    key = os.environ.get(API_KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(f"The environment variable {API_KEY} holds characters that an API key cannot have.")
+    return key or None

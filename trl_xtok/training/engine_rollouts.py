@@ -1,0 +1,294 @@
+"""Rollouts from vLLM: the engine gets the student's weights, samples, and is checked against the student.
+
+`ServerRollouts` needs no vLLM here: it speaks to a server and has it read the weights from a folder. `TRLRollouts` is
+TRL's own way, over NCCL or with an engine in the processes of the trainer.
+"""
+
+import copy
+import shutil
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..errors import ModelError, ServerError
+from ..serving.completions import CompletionServer, SampledCompletion, Sampling
+from ..serving.server import VLLMServer
+from .config import CrossTokenizerGKDConfig
+from .metrics import RunMetrics
+from .rollouts import end_ids
+from .scoring import causal_lm, completion_logps, pack
+from .trl_compat import VLLMGeneration
+
+
+# Mean difference of log-probs between engine and trainer, in nats. What both compute in float32 differs by rounding;
+# half precision is rounded otherwise by every implementation.
+_TOLERANCE, _HALF_TOLERANCE = 0.01, 0.2
+_FOLDER = "vllm_weights"
+
+
+class EngineRollouts(ABC):
+    """Has an engine sample completions with the student's weights.
+
+    Args:
+        args: The training arguments.
+        accelerator: Knows the other ranks, on which all methods are to be called, too.
+    """
+
+    def __init__(self, args: CrossTokenizerGKDConfig, accelerator: Accelerator):
+        self._args, self._accelerator = args, accelerator
+
+    def generate(
+        self, student: nn.Module, prompts: Sequence[Sequence[int]], metrics: RunMetrics, *, new_weights: bool
+    ) -> list[list[int]]:
+        """Sample one completion for each prompt.
+
+        Args:
+            student: The model, unwrapped, with its adapter if it has one.
+            prompts: Token ids of each prompt.
+            metrics: Take what it cost, and by how much the engine's log-probs differ from the student's.
+            new_weights: Whether the student may have changed since the last call.
+
+        Returns:
+            The ids exactly as sampled, the stop token included if one was.
+
+        Raises:
+            ServerError: If the server does not do what it is asked to, or does not sample from the student.
+        """
+        if new_weights:
+            start = time.perf_counter()
+            self._send_weights(student)
+            metrics.add({"weight_syncs": 1.0, "time_weight_sync": time.perf_counter() - start})
+        completions = self._sample(prompts)
+        if new_weights and completions:
+            self._check(student, prompts, completions, metrics)
+        return [completion.ids for completion in completions]
+
+    @abstractmethod
+    def _send_weights(self, student: nn.Module) -> None:
+        """Give the engine the weights of the student."""
+
+    @abstractmethod
+    def _sample(self, prompts: Sequence[Sequence[int]]) -> list[SampledCompletion]:
+        """One completion for each prompt."""
+
+    def _check(
+        self,
+        student: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[SampledCompletion],
+        metrics: RunMetrics,
+    ) -> None:
+        """Compare the log-probs of the longest completion with the student's own."""
+        row = max(range(len(completions)), key=lambda place: len(completions[place].ids))
+        sampled = completions[row]
+        own = self._own_logps(student, prompts[row], sampled.ids)
+        differences = [abs(a - b) for a, b in zip(own, sampled.logps, strict=True)]
+        metrics.add_differences(differences)
+        is_exact = causal_lm(student).dtype == torch.float32 and self._accelerator.mixed_precision == "no"
+        tolerance = _TOLERANCE if is_exact else _HALF_TOLERANCE
+        mean = sum(differences) / len(differences)
+        # What is no number is not smaller, either.
+        if not mean <= tolerance:
+            raise ServerError(
+                f"The engine does not sample from the student: after it got the weights, its log-probs of the "
+                f"{len(differences)} tokens of a completion differ from the student's by {mean:.3g} nats on average "
+                f"and by {max(differences):.3g} at most; {tolerance} on average is allowed. It may serve another "
+                "model, compute in another precision (`--dtype`), lack `--logprobs-mode processed_logprobs` at a "
+                "temperature other than 1, quantize the model, have kept an old output head (tied embeddings), or "
+                "have been started again after it got the weights."
+            )
+
+    @torch.no_grad()
+    def _own_logps(self, student: nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+        packed = pack([prompt], [completion], self._args.device)
+        scoring = {**self._args.scoring, "temperature": self._args.temperature}
+        training = student.training
+        student.eval()
+        with self._accelerator.autocast():
+            logps = completion_logps(causal_lm(student), packed, **scoring)
+        student.train(training)
+        return logps.tolist()
+
+
+class ServerRollouts(EngineRollouts):
+    """Has a vLLM server sample, which reads the weights from a folder.
+
+    Raises:
+        ModelError: If the student is quantized.
+        ServerError: If there is no server.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        generation_config: GenerationConfig,
+        args: CrossTokenizerGKDConfig,
+        accelerator: Accelerator,
+    ):
+        super().__init__(args, accelerator)
+        _refuse_quantized(student)
+        sampling = Sampling(
+            args.temperature,
+            args.max_new_tokens,
+            end_ids(generation_config),
+            student.config.get_text_config().vocab_size,
+        )
+        # A completion may take long, and is not asked for a second time while it is being written.
+        seconds = args.vllm_server_timeout
+        server = VLLMServer(args.vllm_url, timeout=seconds, deadline=seconds)
+        self._server = CompletionServer(server, sampling, requests=args.generation_batch_size)
+        self._folder = Path(args.vllm_weight_sync_dir or Path(args.output_dir, _FOLDER)).absolute()
+
+    def _send_weights(self, student: nn.Module) -> None:
+        # The others may still be sampling with the old weights.
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            with saved_for_server(student, self._folder) as folder:
+                self._server.reload(folder)
+        self._accelerator.wait_for_everyone()
+
+    def _sample(self, prompts: Sequence[Sequence[int]]) -> list[SampledCompletion]:
+        # The caller has seeded the generator with the step and the rank.
+        seeds = torch.randint(2**63 - 1, (len(prompts),)).tolist()
+        return self._server.sample(prompts, seeds)
+
+
+class TRLRollouts(EngineRollouts):
+    """Samples with TRL's own `VLLMGeneration`: a server that gets the weights over NCCL, or an engine on each device.
+
+    Not run on real hardware. The engine draws from random numbers of its own, so a resumed run draws others.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        generation_config: GenerationConfig,
+        args: CrossTokenizerGKDConfig,
+        accelerator: Accelerator,
+    ):
+        super().__init__(args, accelerator)
+        window = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self._engine = VLLMGeneration(
+            model=student,
+            accelerator=accelerator,
+            processing_class=tokenizer,
+            mode=args.vllm_mode,
+            server_base_url=args.vllm_server_base_url,
+            server_host=args.vllm_server_host,
+            server_port=args.vllm_server_port,
+            server_timeout=args.vllm_server_timeout,
+            group_port=args.vllm_group_port,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=args.vllm_max_model_length,
+            max_num_seqs=window * args.vllm_tensor_parallel_size,
+            enable_sleep_mode=args.vllm_enable_sleep_mode,
+            model_impl=args.vllm_model_impl,
+            trust_remote_code=args.trust_remote_code,
+            temperature=args.temperature,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            max_completion_length=args.max_new_tokens,
+            logprobs=0,
+            generation_kwargs={"stop_token_ids": sorted(end_ids(generation_config)), "ignore_eos": True},
+        )
+
+    def _send_weights(self, student: nn.Module) -> None:
+        self._engine.sync_weights()
+
+    def _sample(self, prompts: Sequence[Sequence[int]]) -> list[SampledCompletion]:
+        rows = [list(prompt) for prompt in prompts]
+        _, completions, logps, _ = self._engine.generate(prompts=rows, images=None, num_generations=1)
+        return [
+            # One log-prob for each token, that of the sampled one; TRL has `None` for what is no number.
+            SampledCompletion(list(ids), [float("nan") if value is None else value for (value,) in row])
+            for ids, row in zip(completions, logps, strict=True)
+        ]
+
+
+def make_engine(
+    student: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    generation_config: GenerationConfig,
+    args: CrossTokenizerGKDConfig,
+    accelerator: Accelerator,
+) -> EngineRollouts | None:
+    """The engine that `args` ask for; `None` if the student samples with `generate`."""
+    if not args.use_vllm:
+        return None
+    if args.reloads_weights:
+        return ServerRollouts(causal_lm(student), generation_config, args, accelerator)
+    return TRLRollouts(student, tokenizer, generation_config, args, accelerator)
+
+
+@contextmanager
+def saved_for_server(student: nn.Module, folder: Path) -> Iterator[Path]:
+    """A folder of its own in `folder` with the student as an ordinary model, for as long as it is read."""
+    # Other runs may use `folder`, too.
+    target = folder / f"trl_xtok_student_{uuid.uuid4().hex}"
+    try:
+        with _without_progress():
+            on_its_own(student).save_pretrained(target)
+        yield target
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """One bar in each step would hide all else that is printed."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@torch.no_grad()
+def on_its_own(student: nn.Module) -> PreTrainedModel:
+    """A copy of the student in main memory: with its adapter merged, and with an output head of its own.
+
+    The student's own weights are only read. vLLM keeps the old head of a model with tied embeddings when it reads new
+    weights, unless it finds the head among them.
+    """
+    tensors = [*student.parameters(), *student.buffers()]
+    # Whatever `deepcopy` finds here it takes for the copy.
+    memo = {
+        id(tensor): nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+        for tensor in tensors
+        for data in (tensor.detach().to("cpu", copy=True),)
+    }
+    plain = copy.deepcopy(student, memo)
+    if isinstance(plain, PeftModel):
+        plain = plain.merge_and_unload()
+    head = plain.get_output_embeddings()
+    if head.weight is plain.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
+    for config in (plain.config, plain.config.get_text_config()):
+        config.tie_word_embeddings = False
+    return plain
+
+
+def _refuse_quantized(student: PreTrainedModel) -> None:
+    dtypes = {str(parameter.dtype) for parameter in student.parameters() if not parameter.is_floating_point()}
+    if dtypes:
+        raise ModelError(
+            f"The student ({type(student).__name__}) is quantized: some of its weights are in "
+            f"{', '.join(sorted(dtypes))}, which a vLLM server cannot read as new weights. Load it without "
+            "quantization, or leave `use_vllm` out."
+        )

@@ -1,0 +1,186 @@
+"""One teacher or several, each with its own tokenizer; with several, a column of the dataset says whose row it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from ..errors import ConfigError, DataError
+from . import loading, setup
+from .config import CrossTokenizerGKDConfig
+from .data import PromptCollator
+from .served_teacher import ServedTeacher, connect
+from .teachers import LocalTeacher, Teacher, load_teacher
+
+
+COLUMN = "teacher"
+
+
+class TeacherSource(NamedTuple):
+    """What is known of a teacher before its weights are loaded.
+
+    Attributes:
+        key: What the dataset calls it; empty if it is the only one.
+        model: It, or its name or path; `None` for a served one without a name here.
+        tokenizer: Its tokenizer.
+        served: It, if it is behind a server.
+        collator: Tokenizes prompts for the student and for it.
+    """
+
+    key: str
+    model: loading.Model | None
+    tokenizer: PreTrainedTokenizerBase
+    served: ServedTeacher | None
+    collator: PromptCollator
+
+    def load(self, args: CrossTokenizerGKDConfig) -> Teacher:
+        """The teacher itself."""
+        if self.served is not None:
+            return self.served
+        model = _named(self.model)
+        return LocalTeacher(load_teacher(model, args), args, loading.name_of(model))
+
+
+def read_teachers(
+    teacher_model: Any,
+    teacher_processing_class: Any,
+    student: tuple[loading.Model, PreTrainedTokenizerBase, PreTrainedConfig],
+    args: CrossTokenizerGKDConfig,
+) -> list[TeacherSource]:
+    """Tokenizers, configurations and servers of the teacher, or of several by name.
+
+    Args:
+        teacher_model: One, or a dictionary of them.
+        teacher_processing_class: Its tokenizer, or a dictionary of those that are not found by their teacher.
+        student: The student, its tokenizer and its configuration.
+        args: The training arguments.
+
+    Raises:
+        ConfigError: If names do not go together, or `args` ask for what is defined for one teacher only.
+    """
+    if not isinstance(teacher_model, Mapping):
+        _refuse_dictionaries(teacher_processing_class, args)
+        return [_read("", teacher_model, teacher_processing_class, args.teacher_server_url, student, args)]
+    _check_several(teacher_model, teacher_processing_class, args)
+    tokenizers, urls = teacher_processing_class or {}, args.teacher_server_url or {}
+    return [
+        _read(key, model, tokenizers.get(key), urls.get(key), student, args) for key, model in teacher_model.items()
+    ]
+
+
+def _read(
+    key: str,
+    teacher_model: Any,
+    tokenizer: Any,
+    urls: Sequence[str] | None,
+    student: tuple[loading.Model, PreTrainedTokenizerBase, PreTrainedConfig],
+    args: CrossTokenizerGKDConfig,
+) -> TeacherSource:
+    model, student_tokenizer, config = student
+    teacher = setup.check_teacher(teacher_model, model, args, served=urls is not None)
+    tokenizer = loading.load_teacher_tokenizer(tokenizer, teacher, args)
+    if urls is None:
+        served, teacher_config = None, loading.read_teacher_config(_named(teacher), args)
+    else:
+        served = connect(urls, teacher, tokenizer, args)
+        teacher_config = served.config
+    collator = setup.make_collator(student_tokenizer, tokenizer, config, teacher_config, args)
+    return TeacherSource(key, teacher, tokenizer, served, collator)
+
+
+def _named(teacher: loading.Model | None) -> loading.Model:
+    """One that is not behind a server, and so was given or named."""
+    return loading.check_model(teacher, "teacher_model")
+
+
+def _refuse_dictionaries(tokenizer: Any, args: CrossTokenizerGKDConfig) -> None:
+    given = {"teacher_processing_class": tokenizer, "args.teacher_server_url": args.teacher_server_url}
+    for name, value in (given | {"args.teacher_weights": args.teacher_weights}).items():
+        if isinstance(value, Mapping):
+            raise ConfigError(
+                f"`{name}` is a dictionary with {', '.join(map(repr, value))}, which is for several teachers, but "
+                "`teacher_model` is no dictionary of them. Give one, or drop the names."
+            )
+
+
+def _check_several(teachers: Mapping[str, Any], tokenizers: Any, args: CrossTokenizerGKDConfig) -> None:
+    if not teachers or not all(isinstance(key, str) and key for key in teachers):
+        raise ConfigError(
+            f"`teacher_model` names the teachers {list(teachers)!r}, but each needs a name, as the dataset's "
+            f"`{COLUMN}` column has it."
+        )
+    given = {"teacher_processing_class": tokenizers, "args.teacher_server_url": args.teacher_server_url}
+    for name, value in (given | {"args.teacher_weights": args.teacher_weights}).items():
+        if value is not None and (not isinstance(value, Mapping) or not value.keys() <= teachers.keys()):
+            raise ConfigError(
+                f"`{name}` is {list(value) if isinstance(value, Mapping) else type(value).__name__}, but with several "
+                f"teachers it must be a dictionary with some of their names: {', '.join(teachers)}."
+            )
+    refused = {
+        "objective": args.objective not in ("auto", "chunk_rkl", "chunk_jsd"),
+        "advantage_baseline": args.advantage_baseline == "position",
+        "seq_kd": args.seq_kd,
+        "offload_teacher": args.offload_teacher,
+        "teacher_model_name_or_path": args.teacher_model_name_or_path is not None,
+    }
+    for name, is_refused in refused.items():
+        if is_refused:
+            raise ConfigError(
+                f"`{name}={getattr(args, name)!r}` is defined for one teacher, but `teacher_model` names "
+                f"{len(teachers)}: {', '.join(teachers)}. Use 'chunk_rkl' or 'chunk_jsd' and leave the rest at its "
+                "default, or train with one teacher after the other."
+            )
+
+
+def join_collators(sources: Sequence[TeacherSource]) -> PromptCollator:
+    """What reads the rows of all teachers."""
+    first = sources[0].collator
+    if len(sources) == 1 and not sources[0].key:
+        return first
+    settings = {item.name: getattr(first, item.name) for item in fields(first)}
+    return TeachersCollator(**settings, collators={source.key: source.collator for source in sources})
+
+
+@dataclass
+class TeachersCollator(PromptCollator):
+    """Has each row tokenized for the teacher that it names, and adds `teacher_numbers`.
+
+    Args:
+        collators: By the names of the teachers; their order numbers them.
+    """
+
+    collators: dict[str, PromptCollator] = field(default_factory=dict)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """See [`PromptCollator`]."""
+        numbers = {key: number for number, key in enumerate(self.collators)}
+        named = [numbers[self._name(example)] for example in examples]
+        return {**super().__call__(examples), "teacher_numbers": torch.tensor(named)}
+
+    def tokenize_row(self, example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """See [`PromptCollator`]."""
+        return self.of(example).tokenize_row(example)
+
+    def completion(self, example: Mapping[str, Any], prompt: Sequence[int]) -> list[int]:
+        """See [`PromptCollator`]."""
+        return self.of(example).completion(example, prompt)
+
+    def of(self, example: Mapping[str, Any]) -> PromptCollator:
+        """What tokenizes for the teacher of a row.
+
+        Raises:
+            DataError: If it names none.
+        """
+        return self.collators[self._name(example)]
+
+    def _name(self, example: Mapping[str, Any]) -> str:
+        name = example.get(COLUMN)
+        if name not in self.collators:
+            raise DataError(
+                f"A row has {name!r} in its `{COLUMN}` column, but the teachers are {', '.join(self.collators)}. With "
+                "several teachers each row names the one that scores it."
+            )
+        return name
