@@ -84,6 +84,9 @@ class CrossTokenizerGKDConfig(TeacherServerArguments, GKDConfig):
         one_to_one_only (`bool`, *optional*, defaults to `False`):
             Whether to drop all chunks of more than one token on either side. An ablation: it lowers coverage, and the
             student learns to write what is dropped.
+        max_lookahead (`float`, *optional*):
+            The chunks on both sides of a cut are joined where the student would have gone on with more than this
+            probability so that the teacher does not cut there. `None` joins none.
         min_coverage (`float`, *optional*, defaults to `0.5`):
             Training stops with an error when the share of sampled tokens that can be trained on stays below this.
         loss_backend (`str`, *optional*, defaults to `"auto"`):
@@ -171,10 +174,7 @@ class CrossTokenizerGKDConfig(TeacherServerArguments, GKDConfig):
     )
     advantage_baseline: Literal["none", "mean", "position"] = field(
         default="none",
-        metadata={
-            "help": "What is subtracted from advantages: nothing, the step's mean, or, where a chunk begins, minus "
-            "the reverse KL over the tokens that both models have."
-        },
+        metadata={"help": "Subtracted from advantages: nothing, the step's mean, or what each position expects."},
     )
     canonical_guard: float | None = field(
         default=None,
@@ -197,6 +197,9 @@ class CrossTokenizerGKDConfig(TeacherServerArguments, GKDConfig):
     one_to_one_only: bool = field(
         default=False, metadata={"help": "Whether to drop all chunks of more than one token on either side."}
     )
+    max_lookahead: float | None = field(
+        default=None, metadata={"help": "Chunks are joined where a cut is undone with more than this probability."}
+    )
     min_coverage: float = field(
         default=0.5,
         metadata={"help": "Training stops when the share of trained sampled tokens stays below this value."},
@@ -211,10 +214,7 @@ class CrossTokenizerGKDConfig(TeacherServerArguments, GKDConfig):
         metadata={"help": "Number of tokens whose logits exist at the same time. None keeps them under 48 MiB."},
     )
     generation_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of completions generated together on one device. None is `per_device_train_batch_size`."
-        },
+        default=None, metadata={"help": "Completions generated together. None is `per_device_train_batch_size`."}
     )
     eval_on_dataset: bool = field(
         default=False,
