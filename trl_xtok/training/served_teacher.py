@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..alignment.token_bytes import PROBE_TEXT
-from ..errors import ModelError, ServerError, TokenizerError
+from ..errors import CacheError, ModelError, ServerError, TokenizerError
 from ..serving.models import ServedModel, find_replicas, tokenize
 from ..serving.score_cache import ScoreCache
 from ..serving.scores import Completion, ServedScorer, score
@@ -56,7 +56,7 @@ class ServedTeacher:
         failure = None
         try:
             yield
-        except ServerError as error:
+        except (CacheError, ServerError) as error:
             failure = error
         reasons = [reason for reason in gather_object([failure and str(failure)]) if reason]
         if failure is not None:
