@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from tests import real_tokenizers
 from trl_xtok import Alignment, TokenizerAligner
 from trl_xtok.training.metrics import DROP_REASONS, PHASES, RunMetrics
-from trl_xtok.training.window import CHARGED_REASONS, Rollout, Selection, assemble
+from trl_xtok.training.selection import Selection
+from trl_xtok.training.window import CHARGED_REASONS, Rollout, assemble
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, groupby
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from .chunks import cut_chunks
+from .lookahead import Lookahead
 from .spelling import Spelling
 from .templates import end_of_turn_id, stop_ids
 from .text_encoder import TextEncoder
@@ -189,6 +191,14 @@ class TokenizerAligner:
     def prefix_classes(self) -> PrefixClasses:
         """Classes of tokens that begin the same texts; see [`vocab_map.prefix_classes`]. Takes seconds."""
         return prefix_classes(self._student, self._teacher, self._paired_ends())
+
+    def undoing(self, teacher_id: int) -> list[int]:
+        """Student tokens that, written next, can undo the cut behind a teacher token; see [`Lookahead`]."""
+        return self._lookahead.undoing(teacher_id)
+
+    @cached_property
+    def _lookahead(self) -> Lookahead:
+        return Lookahead(self._student, self._teacher)
 
     def _paired_ends(self) -> dict[int, int]:
         return {stop: end for stop, end in self._ends.items() if end is not None}

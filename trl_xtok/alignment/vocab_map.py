@@ -48,7 +48,7 @@ def shared_tokens(student: TextEncoder, teacher: TextEncoder, ends: Mapping[int,
         teacher: Encodes for the teacher.
         ends: Each of the student's stop tokens with the teacher's token for the same event.
     """
-    ours, theirs = _by_bytes(student), _by_bytes(teacher)
+    ours, theirs = by_bytes(student), by_bytes(teacher)
     pairs = {ours[piece]: theirs[piece] for piece in ours.keys() & theirs.keys()}
     taken = frozenset(ends.values())
     ordered = sorted(({ours: theirs for ours, theirs in pairs.items() if theirs not in taken} | dict(ends)).items())
@@ -79,7 +79,7 @@ def prefix_classes(student: TextEncoder, teacher: TextEncoder, ends: Mapping[int
     return PrefixClasses(classes[:offset], classes[offset:], len(numbers))
 
 
-def _text_ids(encoder: TextEncoder) -> Iterator[tuple[int, bytes]]:
+def text_ids(encoder: TextEncoder) -> Iterator[tuple[int, bytes]]:
     """Tokens that spell text; control tokens and empty ones do not."""
     control = frozenset(encoder.table.markers.values())
     for token_id, piece in enumerate(encoder.table.pieces):
@@ -87,10 +87,11 @@ def _text_ids(encoder: TextEncoder) -> Iterator[tuple[int, bytes]]:
             yield token_id, piece
 
 
-def _by_bytes(encoder: TextEncoder) -> dict[bytes, int]:
+def by_bytes(encoder: TextEncoder) -> dict[bytes, int]:
+    """The token that stands for each text, and after a byte 255 that for each marker that is no special token."""
     byte_ids = frozenset(encoder.table.byte_ids.values())
     # Earlier entries give way to later ones: bytes, then the rest from the last to the first.
-    ordered = sorted(_text_ids(encoder), key=lambda item: (item[0] not in byte_ids, -item[0]))
+    ordered = sorted(text_ids(encoder), key=lambda item: (item[0] not in byte_ids, -item[0]))
     markers = {b"\xff" + content.encode(): token_id for content, token_id in _plain_markers(encoder)}
     return {piece: token_id for token_id, piece in ordered} | markers
 
@@ -103,11 +104,11 @@ def _plain_markers(encoder: TextEncoder) -> Iterator[tuple[str, int]]:
 
 def _first_tokens(of: TextEncoder, by: TextEncoder) -> Iterator[tuple[int, int]]:
     """Each token of one side with the token that the other side begins its bytes with, or its equal."""
-    equals = _by_bytes(by)
+    equals = by_bytes(by)
     for content, token_id in _plain_markers(of):
         if (equal := equals.get(b"\xff" + content.encode())) is not None:
             yield token_id, equal
-    for token_id, piece in _text_ids(of):
+    for token_id, piece in text_ids(of):
         first = equals.get(piece)
         if first is None:
             spelling = Spelling()

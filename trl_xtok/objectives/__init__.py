@@ -17,6 +17,7 @@ from .event_map import EventMap
 from .liger_jsd import liger_jsd, use_liger_jsd
 from .logps import Backend, LMHead, default_block_size, token_logps
 from .losses import chunk_jsd, chunk_rkl, generalized_jsd, reverse_kl_estimate
+from .token_sets import probability_of_any
 from .vocab_jsd import VocabJSD, vocab_jsd
 
 
@@ -38,6 +39,7 @@ __all__ = [
     "finite_chunks",
     "generalized_jsd",
     "liger_jsd",
+    "probability_of_any",
     "proportional",
     "reverse_kl_estimate",
     "spread_over_tokens",

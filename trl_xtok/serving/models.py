@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ServerError
-from .server import VLLMServer
+from .server import VLLMServer, excerpt
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def find_model(server: VLLMServer, name: str | None = None) -> ServedModel:
     listed = reply.get("data") if isinstance(reply, dict) else None
     models = [_read(entry) for entry in listed] if isinstance(listed, list) else []
     if not models or None in models:
-        raise ServerError(f"{server.url}/v1/models does not list models by their `id`: {reply!r:.300}")
+        raise ServerError(f"{server.url}/v1/models does not list models by their `id`: {excerpt(reply)}")
     found = [model for model in models if model is not None and name in (None, model.name)]
     if len(found) == 1:
         return found[0]
@@ -77,7 +77,7 @@ def tokenize(server: VLLMServer, model: str, text: str) -> list[int] | None:
         raise
     ids = reply.get("tokens") if isinstance(reply, dict) else None
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise ServerError(f"{server.url}/tokenize does not answer with ids: {reply!r:.300}")
+        raise ServerError(f"{server.url}/tokenize does not answer with ids: {excerpt(reply)}")
     return ids
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ServerError
+from .server import excerpt
 
 
 # What a log-prob may be above zero by rounding.
@@ -71,4 +72,4 @@ def _read_value(entry: Any, token: int) -> float:
 
 
 def _unusable(found: str, part: Any) -> ServerError:
-    return ServerError(f"A request for scores was answered with {found}: {part!r:.300}")
+    return ServerError(f"A request for scores was answered with {found}: {excerpt(part)}")

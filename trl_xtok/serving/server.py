@@ -47,10 +47,10 @@ class VLLMServer:
     def __init__(self, url: str, *, timeout: float = 60.0, deadline: float = 240.0):
         self.url = check_url(url)
         self._timeout, self._deadline = timeout, deadline
-        self._key = _api_key()
+        key = _api_key()
         self._client = httpx2.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             # Who calls limits how many requests there are at a time.
             limits=httpx2.Limits(max_connections=None),
             trust_env=not _is_local(httpx2.URL(self.url).host),
@@ -87,11 +87,11 @@ class VLLMServer:
             try:
                 status, body = self._send(method, path, payload, end)
             except httpx2.TransportError as error:
-                status, body, failure = None, b"", self._hidden(f"{type(error).__name__}: {error}")
+                status, body, failure = None, b"", without_key(f"{type(error).__name__}: {error}")
             except httpx2.HTTPError as error:
-                raise ServerError(self._hidden(f"{method} {self.url}{path} has no readable answer: {error}")) from None
+                raise ServerError(without_key(f"{method} {self.url}{path} has no readable answer: {error}")) from None
             else:
-                failure = f"status {status}: {self._excerpt(body)}"
+                failure = f"status {status}: {excerpt(body)}"
             if status is not None and 200 <= status < 300:
                 return self._read(body, f"{method} {self.url}{path}")
             if status is not None and status != 429 and status < 500:
@@ -138,17 +138,21 @@ class VLLMServer:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise ServerError(
-                f"{what} is answered with what is not JSON ({type(error).__name__}): {self._excerpt(body)}. Check "
+                f"{what} is answered with what is not JSON ({type(error).__name__}): {excerpt(body)}. Check "
                 "that the address is that of a vLLM server."
             ) from None
 
-    def _excerpt(self, body: bytes) -> str:
-        text = body.decode(errors="replace")
-        return repr(self._hidden(text if len(text) <= 300 else f"{text[:300]}…"))
 
-    def _hidden(self, text: str) -> str:
-        """The text without the key, which a server may send back."""
-        return text.replace(self._key, "***") if self._key else text
+def excerpt(reply: Any) -> str:
+    """The beginning of what a server sent, as it can be shown; without the key, which a server may send back."""
+    text = without_key(repr(reply.decode(errors="replace") if isinstance(reply, bytes) else reply))
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def without_key(text: str) -> str:
+    """The text without the API key."""
+    key = os.environ.get(API_KEY, "").strip()
+    return text.replace(key, "***") if key else text
 
 
 def check_url(url: Any) -> str:

@@ -16,6 +16,7 @@ from ..objectives import (
     text_correction,
 )
 from .config import CrossTokenizerGKDConfig
+from .lookahead import join_chunks
 from .window import Means, MicroBatch, StudentScores
 
 
@@ -56,6 +57,7 @@ def credit_tokens(scores: StudentScores, batch: MicroBatch, args: CrossTokenizer
 
 def _credit_scored(scores: StudentScores, batch: MicroBatch, args: CrossTokenizerGKDConfig) -> Credited:
     """What needs no other token of the optimizer step; 0 for tokens without a score."""
+    batch = join_chunks(batch, scores.joins)
     student_logps = scores.logps.detach()
     chunks, teacher_logps = _left_to_credit(scores, batch)
     scored = chunks >= 0

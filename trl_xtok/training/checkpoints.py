@@ -13,7 +13,7 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from ..errors import CheckpointError, ServerError
+from ..errors import CacheError, CheckpointError, ServerError
 from .trl_compat import GKDTrainer
 
 
@@ -78,10 +78,10 @@ class ResumableGKDTrainer(GKDTrainer):
 
     @contextmanager
     def _keeping_finished_steps(self) -> Iterator[None]:
-        """Where a server fails in the midst of a run, save a checkpoint of the steps that are done."""
+        """Where there are no scores in the midst of a run, save a checkpoint of the steps that are done."""
         try:
             yield
-        except ServerError as error:
+        except (CacheError, ServerError) as error:
             if self.is_in_train and self.state.global_step > 0:
                 folder = Path(self._get_output_dir(None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
                 if what_lacks(str(folder)):

@@ -85,6 +85,9 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
         one_to_one_only (`bool`, *optional*, defaults to `False`):
             Whether to drop all chunks of more than one token on either side. An ablation: it lowers coverage, and the
             student learns to write what is dropped.
+        max_lookahead (`float`, *optional*):
+            The chunks on both sides of a cut are joined where the student would have gone on with more than this
+            probability so that the teacher does not cut there. `None` joins none.
         min_coverage (`float`, *optional*, defaults to `0.5`):
             Training stops with an error when the share of sampled tokens that can be trained on stays below this.
         loss_backend (`str`, *optional*, defaults to `"auto"`):
@@ -170,10 +173,7 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
     )
     advantage_baseline: Literal["none", "mean", "position"] = field(
         default="none",
-        metadata={
-            "help": "What is subtracted from advantages: nothing, the step's mean, or, where a chunk begins, minus "
-            "the reverse KL over the tokens that both models have."
-        },
+        metadata={"help": "Subtracted from advantages: nothing, the step's mean, or what each position expects."},
     )
     canonical_guard: float | None = field(
         default=None,
@@ -195,6 +195,9 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
     )
     one_to_one_only: bool = field(
         default=False, metadata={"help": "Whether to drop all chunks of more than one token on either side."}
+    )
+    max_lookahead: float | None = field(
+        default=None, metadata={"help": "Chunks are joined where a cut is undone with more than this probability."}
     )
     min_coverage: float = field(
         default=0.5,

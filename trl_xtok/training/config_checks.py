@@ -53,14 +53,14 @@ CREDITING: tuple[ObjectiveName, ...] = ("chunk_rkl", "hybrid", "prefix_jsd")
 _CREDIT = ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage", "canonical_guard")
 _SELECTION = ("one_to_one_only", "max_chunk_tokens")
 _NUMBERS = ("lmbda", "temperature", "chunk_temperature", "chunk_weight", "crossentropy_weight", "min_coverage")
-_OPTIONAL_NUMBERS = ("advantage_clip", "canonical_guard", "scoring_temperature")
+_OPTIONAL_NUMBERS = ("advantage_clip", "canonical_guard", "max_lookahead", "scoring_temperature")
 # Arguments that an objective does not read. `auto` may still become one of two.
 _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
     "auto": ("chunk_temperature", "chunk_weight"),
     "chunk_rkl": ("beta", "chunk_temperature", "chunk_weight"),
     "chunk_jsd": (*_CREDIT, "chunk_weight"),
-    "exact_jsd": (*_CREDIT, *_SELECTION, "chunk_temperature", "chunk_weight"),
-    "shared_vocab_jsd": (*_CREDIT, *_SELECTION, "chunk_temperature", "chunk_weight"),
+    "exact_jsd": (*_CREDIT, *_SELECTION, "max_lookahead", "chunk_temperature", "chunk_weight"),
+    "shared_vocab_jsd": (*_CREDIT, *_SELECTION, "max_lookahead", "chunk_temperature", "chunk_weight"),
     # A unit of the text correction may hold tokens that are compared and tokens that are credited.
     "hybrid": ("segmentation", "one_to_one_only", "chunk_temperature"),
     "prefix_jsd": ("segmentation", "one_to_one_only", "chunk_temperature"),
@@ -96,6 +96,11 @@ def refuse_unsupported(args: Any) -> None:
     if args.one_to_one_only and args.max_chunk_tokens is not None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
+        )
+    if args.one_to_one_only and args.max_lookahead is not None:
+        raise ConfigError(
+            f"`max_lookahead={args.max_lookahead}` joins chunks that `one_to_one_only=True` keeps for having one "
+            "token. Keep one."
         )
     if not args.log_completions:
         for name in ("num_completions_to_print", "log_unique_prompts"):
@@ -175,6 +180,8 @@ def check_ranges(args: Any) -> None:
     for name in ("lmbda", "beta"):
         if not 0 <= getattr(args, name) <= 1:
             raise ConfigError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
+    if args.max_lookahead is not None and not 0 <= args.max_lookahead < 1:
+        raise ConfigError(f"`max_lookahead` is a probability below 1, got {args.max_lookahead}. None joins nothing.")
     if not 0 <= args.min_coverage <= 1:
         raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {args.min_coverage}.")
     if args.advantage_clip is not None and not args.advantage_clip > 0:

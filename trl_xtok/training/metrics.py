@@ -45,6 +45,8 @@ _SUMS = (
     "ends",
     "divergence",
     "compared",
+    "joined",
+    "cuts",
     "cross_entropy",
     "surprise",
     "loss",
@@ -162,6 +164,8 @@ def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]
         metrics["xtok/reverse_kl_per_byte"] = sums["log_ratio"] / sums["bytes"]
     if sums["compared"]:
         metrics["xtok/vocab_jsd"] = sums["divergence"] / sums["compared"]
+    if sums["cuts"]:
+        metrics["xtok/joined_ratio"] = sums["joined"] / sums["cuts"]
     if sums["cross_entropy"]:
         metrics["xtok/cross_entropy"] = ratio("cross_entropy", "sampled")
     if sums["surprise"]:

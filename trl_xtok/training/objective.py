@@ -16,10 +16,12 @@ from .advantages import Credited, credit_tokens
 from .best_metric import refuse_loss
 from .config import CrossTokenizerGKDConfig
 from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unread
+from .lookahead import find_cuts, find_joins, join_chunks
 from .scoring import completion_states, read_lm_head
+from .selection import Selection
 from .teachers import LocalTeacher, Teacher
 from .vocab_comparison import VocabComparison
-from .window import MicroBatch, Rollout, Selection, StudentScores, assemble
+from .window import MicroBatch, Rollout, StudentScores, assemble
 
 
 # Objectives that compare next-token distributions.
@@ -57,10 +59,12 @@ class Objective:
     Attributes:
         name: From `choose_objective`.
         comparison: What compares next-token distributions, if the objective does.
+        aligner: Knows what could undo a cut; `None` if chunks are not joined.
     """
 
     name: ObjectiveName
     comparison: VocabComparison | None
+    aligner: TokenizerAligner | None = None
 
     def selection(self, args: CrossTokenizerGKDConfig, aligner: TokenizerAligner, *, on_policy: bool) -> Selection:
         """Which chunks and tokens are trained on."""
@@ -91,7 +95,10 @@ class Objective:
             scores = teacher.token_logps(prompts, completions), None
         else:
             scores = cast(LocalTeacher, teacher).token_logps_and_states(prompts, completions)
-        return assemble(rollouts, *scores, selection, comparison, device)
+        batch = assemble(rollouts, *scores, selection, comparison, device)
+        if self.aligner is not None:
+            batch.cuts = find_cuts(rollouts, batch, self.aligner)
+        return batch
 
 
 def make_objective(
@@ -106,12 +113,13 @@ def make_objective(
     Raises:
         TokenizerError: If distributions are to be compared that have no event in common.
     """
+    joining = None if args.max_lookahead is None else aligner
     if name not in _COMPARING and args.advantage_baseline != "position":
-        return Objective(name, None)
+        return Objective(name, None, joining)
     # What compares is refused beside a served teacher.
     head = cast(LocalTeacher, teacher).lm_head
     rows = len(read_lm_head(student).weight)
-    return Objective(name, VocabComparison(name, aligner, rows, head.to(args.device), args))
+    return Objective(name, VocabComparison(name, aligner, rows, head.to(args.device), args), joining)
 
 
 def student_scores(
@@ -123,14 +131,19 @@ def student_scores(
     reads_logps = objective.name in (*CREDITING, "chunk_jsd") or args.crossentropy_weight > 0
     with torch.set_grad_enabled(torch.is_grad_enabled() and reads_logps):
         logps = token_logps(states, head, batch.packed["targets"], **args.scoring)
+    joins = None
+    if args.max_lookahead is not None and objective.aligner is not None:
+        options = {"temperature": args.scoring["temperature"], "max_lookahead": args.max_lookahead}
+        joins = find_joins(states, head, logps, batch, **options)
+        batch = join_chunks(batch, joins)
     if objective.comparison is None or batch.starts is None:
-        return StudentScores(logps)
+        return StudentScores(logps, joins=joins)
     if objective.name == "chunk_rkl":
         with torch.no_grad():
             divergences = objective.comparison(states, head, batch.starts).divergences.to(logps.dtype)
         baselines = torch.zeros_like(logps).index_add(0, batch.starts.tokens, -divergences)
-        return StudentScores(logps, baselines=baselines)
-    return StudentScores(logps, objective.comparison(states, head, batch.starts))
+        return StudentScores(logps, baselines=baselines, joins=joins)
+    return StudentScores(logps, objective.comparison(states, head, batch.starts), joins=joins)
 
 
 def token_losses(
@@ -148,10 +161,10 @@ def token_losses(
         objective: What is minimised.
         args: The training arguments.
     """
-    credited, clipped = None, torch.zeros_like(batch.charged)
+    credited, clipped, joined = None, torch.zeros_like(batch.charged), join_chunks(batch, scores.joins)
     if objective.name == "chunk_jsd":
-        teacher, options = batch.teacher_logps, {"beta": args.beta, "temperature": args.chunk_temperature}
-        losses = chunk_jsd(scores.logps, teacher, batch.chunks, **options)
+        teacher, options = joined.teacher_logps, {"beta": args.beta, "temperature": args.chunk_temperature}
+        losses = chunk_jsd(scores.logps, teacher, joined.chunks, **options)
     elif objective.name in CREDITING and batch.selection.on_policy:
         credited = credit_tokens(scores, batch, args)
         losses, clipped = args.chunk_weight * chunk_rkl(scores.logps, credited.advantages), credited.clipped
@@ -164,9 +177,11 @@ def token_losses(
     if args.scoring["temperature"] != args.temperature:
         # Then they say nothing of the entropy of what was sampled from.
         sums.pop("surprise", None)
-    if batch.starts is not None and scores.compared is not None:
+    if scores.joins is not None:
+        sums |= {"joined": scores.joins.sum(), "cuts": float(sum(len(cuts.chunks) for cuts in batch.cuts))}
+    if joined.starts is not None and scores.compared is not None:
         divergences = scores.compared.divergences.to(losses.dtype)
-        losses = losses.index_add(0, batch.starts.tokens, divergences)
+        losses = losses.index_add(0, joined.starts.tokens, divergences)
         sums |= {"divergence": divergences.detach().sum(), "compared": float(len(divergences))}
     return losses, sums, credited
 

@@ -27,6 +27,7 @@ class ChunkStarts:
         events: The event that the first tokens of both sides belong to, -1 if it is not the same one.
         one_to_one: Whether the chunk is one token on either side.
         teacher_states: Hidden state with which the teacher predicts its first token of the chunk.
+        one_to_one_only: Whether other chunks are not compared.
     """
 
     tokens: Int[Tensor, " starts"]
@@ -34,6 +35,24 @@ class ChunkStarts:
     events: Int[Tensor, " starts"]
     one_to_one: Bool[Tensor, " starts"]
     teacher_states: Float[Tensor, "starts teacher_hidden"]
+    one_to_one_only: bool = False
+
+    def without(self, left_out: Bool[Tensor, " starts"], longer: Bool[Tensor, " starts"]) -> "ChunkStarts":
+        """Fewer starts.
+
+        Args:
+            left_out: Where no chunk begins any more.
+            longer: Starts of chunks that have got more tokens.
+        """
+        kept = ~(left_out | longer) if self.one_to_one_only else ~left_out
+        return ChunkStarts(
+            self.tokens[kept],
+            self.chunks[kept],
+            self.events[kept],
+            (self.one_to_one & ~longer)[kept],
+            self.teacher_states[kept],
+            self.one_to_one_only,
+        )
 
 
 class VocabComparison:
@@ -117,6 +136,7 @@ class VocabComparison:
             teacher_states=teacher_states[torch.tensor(firsts[1], dtype=torch.long, device=teacher_states.device)].to(
                 device
             ),
+            one_to_one_only=self.one_to_one_only,
         )
 
     def __call__(self, states: Float[Tensor, "tokens student_hidden"], head: LMHead, starts: ChunkStarts) -> VocabJSD:

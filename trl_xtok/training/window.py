@@ -17,6 +17,7 @@ from ..alignment.aligner import Alignment, TokenizerAligner
 from ..objectives import VocabJSD, sum_by_chunk
 from .data import unpad
 from .scoring import pack, to_device
+from .selection import Selection
 from .vocab_comparison import ChunkStarts, VocabComparison
 
 
@@ -118,50 +119,36 @@ class Means(NamedTuple):
     baseline: Float[Tensor, ""]
 
 
+class Cuts(NamedTuple):
+    """Cuts between chunks that are trained on, behind one and the same teacher token.
+
+    Attributes:
+        undoing: Student tokens that, written next, can undo such a cut.
+        chunks: The chunk that begins at each cut.
+        tokens: Its first token among the completion tokens of the micro-batch.
+    """
+
+    undoing: Int[Tensor, " ids"]
+    chunks: Int[Tensor, " cuts"]
+    tokens: Int[Tensor, " cuts"]
+
+
 class StudentScores(NamedTuple):
     """What the student says of a micro-batch, with gradient where the loss needs it.
 
     Attributes:
         logps: Log-prob of each completion token, in nats.
         compared: Its next-token distributions against the teacher's, at `MicroBatch.starts`; `None` if there are none.
+            Left out within chunks that `joins` joins.
         baselines: What the advantage of each token is expected to be, 0 where that is not known, without gradient;
             `None` if that is not asked for.
+        joins: Which chunks go on with the one before them; `None` if none may.
     """
 
     logps: Float[Tensor, " tokens"]
     compared: VocabJSD | None = None
     baselines: Float[Tensor, " tokens"] | None = None
-
-
-class Selection(NamedTuple):
-    """What is trained on.
-
-    Attributes:
-        on_policy: Whether the student wrote the completions.
-        charge_dropped: Whether tokens that the student made unscorable are trained on with a charge.
-        imitate: Whether every token is trained on with a cross-entropy.
-        keep_unfinished: Whether the last chunk of a completion without stop token is trained on. It is complete where
-            both sides have one tokenizer.
-        one_to_one_only: Whether to leave out chunks of more than one token on either side.
-        max_chunk_tokens: Most tokens that a chunk may have on either side; `None` for no limit.
-        drop_whitespace: Whether to leave out chunks of nothing but white space.
-    """
-
-    on_policy: bool = True
-    charge_dropped: bool = True
-    imitate: bool = False
-    keep_unfinished: bool = False
-    one_to_one_only: bool = False
-    max_chunk_tokens: int | None = None
-    drop_whitespace: bool = False
-
-    def drop_reason(self, tokens: int, blank: bool) -> str | None:
-        """Why a chunk with this many tokens on its longer side is left out, or `None`."""
-        if self.drop_whitespace and blank:
-            return "whitespace"
-        if self.one_to_one_only and tokens > 1:
-            return "not_one_to_one"
-        return "long_chunk" if self.max_chunk_tokens is not None and tokens > self.max_chunk_tokens else None
+    joins: Bool[Tensor, " chunks"] | None = None
 
 
 @dataclass(slots=True)
@@ -179,6 +166,7 @@ class MicroBatch:
         teacher_token_logps: Log-prob of each teacher token, in nats, not finite where the teacher could not say.
         selection: What that is.
         starts: Where next-token distributions are compared; `None` if the objective compares none.
+        cuts: Cuts between chunks that something could have undone; empty if chunks are not joined.
         canonical: What `segmentation="text"` needs; `None` if all rollouts are canonical.
         means: What the whole optimizer step decides; `None` if the micro-batch is all of it.
         rollouts: What the micro-batch was made of.
@@ -194,6 +182,7 @@ class MicroBatch:
     teacher_token_logps: Float[Tensor, " teacher_tokens"]
     selection: Selection
     starts: ChunkStarts | None = None
+    cuts: Sequence[Cuts] = ()
     canonical: CanonicalPaths | None = None
     means: Means | None = None
     rollouts: Sequence[Rollout] = field(default=())

@@ -195,6 +195,11 @@ ARMS: dict[str, Arm] = {
     "shared_vocab_jsd": _arm(ours, objective="shared_vocab_jsd", **_REVERSE),
     "hybrid": _arm(ours, objective="hybrid", **_REVERSE),
     "prefix_jsd": _arm(ours, objective="prefix_jsd", **_REVERSE),
+    "chunk_rkl, joined": _arm(ours, max_lookahead=0.1),
+    "hybrid, joined": Arm(partial(ours, objective="hybrid", max_lookahead=0.1, **_REVERSE), learning_rate=1e-3),
+    "prefix_jsd, joined": Arm(
+        partial(ours, objective="prefix_jsd", max_lookahead=0.1, **_REVERSE), learning_rate=1e-3
+    ),
     "one tokenizer: exact_jsd": Arm(
         partial(ours, teacher=SAME_TOKENIZER, objective="exact_jsd", **_REVERSE),
         learning_rate=1e-3,

@@ -1,0 +1,22 @@
+"""The probability of a few tokens, against the softmax over all."""
+
+import pytest
+import torch
+
+from trl_xtok.objectives import LMHead, probability_of_any, token_logps
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0, "scale": 0.3}], ids=["plain", "capped"])
+@pytest.mark.parametrize("size", [0, 1, 5000])
+def test_as_the_softmax_says(size, options, temperature):
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 16)
+    head = LMHead(torch.randn(6000, 16), torch.randn(6000), **options)
+    tokens, targets = torch.randperm(6000)[:size], torch.randint(6000, (7,))
+    known = token_logps(hidden, head, targets, temperature=temperature)
+    raw = (hidden @ head.weight.T + head.bias) * head.scale
+    logits = raw if head.softcap is None else head.softcap * (raw / head.softcap).tanh()
+    expected = (logits / temperature).softmax(-1)[:, tokens].sum(-1)
+    actual = probability_of_any(hidden, head, tokens, targets, known, temperature=temperature)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
