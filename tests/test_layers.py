@@ -53,6 +53,7 @@ LAYERS = [
     "planning.plan",
     "planning.plan_table",
     "training.trl_compat",
+    "training.processes",
     "training.checkpoints",
     "training.config_checks",
     "training.config_values",

@@ -128,7 +128,7 @@ def main() -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    server = None if arguments.server is None else VLLMServer(arguments.server)
+    server = None if arguments.server is None else VLLMServer(arguments.server, timeout=600.0, deadline=600.0)
     variants = VARIANTS if server is None else {**VARIANTS, "vLLM": partial(served, server=server)}
     speeds: dict[tuple[int, str], list[tuple[float, int]]] = {}
     for repeat in range(arguments.repeats):

@@ -25,6 +25,7 @@ from ..serving.completions import CompletionServer, SampledCompletion, Sampling
 from ..serving.server import VLLMServer
 from .config import CrossTokenizerGKDConfig
 from .metrics import RunMetrics
+from .processes import failing_together
 from .rollouts import end_ids
 from .scoring import causal_lm, completion_logps, pack
 from .trl_compat import VLLMGeneration
@@ -66,11 +67,14 @@ class EngineRollouts(ABC):
         """
         if new_weights:
             start = time.perf_counter()
-            self._send_weights(student)
+            with failing_together("could not give the engine its weights"):
+                self._send_weights(student)
             metrics.add({"weight_syncs": 1.0, "time_weight_sync": time.perf_counter() - start})
-        completions = self._sample(prompts)
-        if new_weights and completions:
-            self._check(student, prompts, completions, metrics)
+        # Nobody sends new weights before all have their completions.
+        with failing_together("has no completions from the engine"):
+            completions = self._sample(prompts)
+            if new_weights and completions:
+                self._check(student, prompts, completions, metrics)
         return [completion.ids for completion in completions]
 
     @abstractmethod
@@ -150,12 +154,9 @@ class ServerRollouts(EngineRollouts):
         self._folder = Path(args.vllm_weight_sync_dir or Path(args.output_dir, _FOLDER)).absolute()
 
     def _send_weights(self, student: nn.Module) -> None:
-        # The others may still be sampling with the old weights.
-        self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
             with saved_for_server(student, self._folder) as folder:
                 self._server.reload(folder)
-        self._accelerator.wait_for_everyone()
 
     def _sample(self, prompts: Sequence[Sequence[int]]) -> list[SampledCompletion]:
         # The caller has seeded the generator with the step and the rank.

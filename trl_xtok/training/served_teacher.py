@@ -6,19 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..alignment.token_bytes import PROBE_TEXT
-from ..errors import CacheError, ModelError, ServerError, TokenizerError
+from ..errors import ModelError, TokenizerError
 from ..serving.models import ServedModel, find_replicas, tokenize
 from ..serving.score_cache import ScoreCache
 from ..serving.scores import Completion, ServedScorer, score
 from ..serving.server import VLLMServer
 from .config import CrossTokenizerGKDConfig
 from .loading import Model, context_length, read_teacher_config
+from .processes import failing_together
 from .trl_compat import TeacherStandIn
 
 
@@ -53,16 +53,8 @@ class ServedTeacher:
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """Nothing is moved; but if one process has no scores, none goes on, and all fail for the same reason."""
-        failure = None
-        try:
+        with failing_together("has no scores of the teacher"):
             yield
-        except (CacheError, ServerError) as error:
-            failure = error
-        reasons = [reason for reason in gather_object([failure and str(failure)]) if reason]
-        if failure is not None:
-            raise failure
-        if reasons:
-            raise ServerError(f"Another process has no scores of the teacher: {reasons[0]}")
 
     def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
         """Ask for all of them at once, so that micro-batches do not wait for one another.
