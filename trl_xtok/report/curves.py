@@ -46,7 +46,7 @@ _METRICS = (
 _LENGTHS = (("mean", "mean_length"), ("shortest", "min_length"), ("longest", "max_length"))
 # What an evaluation logs besides the user's own metrics.
 _NOT_OWN = ("loss", "entropy", "runtime", "samples_per_second", "steps_per_second", "num_tokens", "step_time")
-_NOT_OWN_PREFIXES = ("xtok/", "completions/", "time/", "memory/", "model_preparation", "num_input_tokens")
+_NOT_OWN_PREFIXES = ("xtok/", "completions/", "time/", "memory/", "sampling/", "model_preparation", "num_input_tokens")
 
 
 @dataclass(frozen=True, slots=True)
