@@ -157,3 +157,19 @@ def test_a_dry_run_shows_what_would_be_done(trl_xtok, base, tmp_path, student_pa
     for text in ("LoRA of rank 16", "chunk_rkl", "8 rows", "8, each answered with at most 6 tokens", "Nothing was"):
         assert text in out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_does_not_ask_a_server(trl_xtok, base):
+    status, out, err = trl_xtok(
+        "gkd", *base, "--teacher_server_url", "http://127.0.0.1:9", "http://a:1/v1", "--dry_run"
+    )
+    assert status == 0, err
+    assert "served by http://127.0.0.1:9, http://a:1 (which was not asked)" in " ".join(out.split())
+    assert "The teacher is behind a server" in out
+
+
+def test_a_server_that_is_not_there_is_one_line(trl_xtok, base):
+    where = ["--teacher_server_url", "http://127.0.0.1:9", "--teacher_server_timeout", "0.2"]
+    status, _, err = trl_xtok("gkd", *base, *where)
+    assert status != 0
+    assert "GET http://127.0.0.1:9/v1/models was not answered within 0.2 seconds" in err.splitlines()[-1]

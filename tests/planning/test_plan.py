@@ -87,6 +87,13 @@ def test_checkpointing_offloading_and_smaller_groups_save_memory():
     assert rollouts[0]["KV cache"] == 4 * rollouts[1]["KV cache"] > 0
 
 
+def test_a_teacher_behind_a_server_takes_nothing():
+    plan = plan_memory(run(teacher=None), gpus=())
+    assert not any(items["teacher weights"] for items in plan.phases.values())
+    assert plan.phases["student"]["activations"] == plan_memory(run(), gpus=()).phases["student"]["activations"]
+    assert "The teacher is behind a server, and takes no memory here." in plan.notes
+
+
 def test_autocast_halves_activations_and_copies_weights():
     plain, half = (plan_memory(run(autocast=dtype), gpus=()).phases["student"] for dtype in (None, torch.bfloat16))
     assert plain["trained weights"] == half["trained weights"]
