@@ -13,6 +13,7 @@ from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, roll
 from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
 from trl_xtok.alignment.token_bytes import token_bytes
 from trl_xtok.errors import ConfigError, DataError
+from trl_xtok.training.window import align_rollouts
 
 
 ROWS = [{"prompt": prompt, "teacher": name} for prompt, name in zip(PROMPTS, ["books", "code"] * 4, strict=True)]
@@ -85,8 +86,25 @@ def test_a_run_with_its_logs_evaluation_and_files(build, tmp_path):
 
 @pytest.mark.parametrize("teacher", ["poems", None])
 def test_a_row_without_one_of_them_is_refused(build, teacher):
-    with pytest.raises(DataError, match=rf"Row 3.*{teacher!r} in its `teacher` column.*books, code"):
-        build(rows=[{**row, "teacher": teacher} if number == 3 else row for number, row in enumerate(ROWS)])
+    """Also among many, of which only the longest are tokenized before the first step."""
+    rows = [{"prompt": "A prompt that is longer than the other", "teacher": "code"}] * 80
+    with pytest.raises(DataError, match=rf"Row 70.*{teacher!r} in its `teacher` column.*books, code"):
+        build(rows=[*rows[:70], {"prompt": "Hi", "teacher": teacher}, *rows[70:]])
+
+
+def test_the_longest_prompts_of_each_teacher_are_tokenized(build):
+    """A prompt of 200 tokens is too long with `max_length=128`, and there are longer ones of the other teacher."""
+    rows = [{"prompt": "word " * 100, "teacher": "code"}] * 40 + [{"prompt": "1" * 200, "teacher": "books"}]
+    with pytest.raises(DataError, match=r"Row 40.*A prompt has 200 student tokens"):
+        build(rows=rows)
+
+
+def test_a_collator_of_ones_own_must_name_them(build):
+    trainer = build()
+    batch = trainer.data_collator(ROWS[:2])
+    del batch["teacher_numbers"]
+    with pytest.raises(DataError, match=r"There are 2 teachers, but a batch holds prompts, .*no `teacher_numbers`"):
+        align_rollouts(trainer.aligners, batch, iter([[], []]))
 
 
 @pytest.mark.parametrize(

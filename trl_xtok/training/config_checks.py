@@ -98,11 +98,12 @@ def refuse_unsupported(args: Any) -> None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
         )
-    if args.one_to_one_only and args.max_lookahead is not None:
-        raise ConfigError(
-            f"`max_lookahead={args.max_lookahead}` joins chunks that `one_to_one_only=True` keeps for having one "
-            "token. Keep one."
-        )
+    for name in ("one_to_one_only", "max_chunk_tokens", "drop_whitespace", "segmentation"):
+        if args.max_lookahead is not None and getattr(args, name) != type(args).__dataclass_fields__[name].default:
+            raise ConfigError(
+                f"`max_lookahead={args.max_lookahead}` joins chunks, and `{name}={getattr(args, name)!r}` is about "
+                "chunks as they are cut. Keep one."
+            )
     if not args.log_completions:
         for name in ("num_completions_to_print", "log_unique_prompts"):
             if (value := getattr(args, name)) != type(args).__dataclass_fields__[name].default:

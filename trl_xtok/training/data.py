@@ -89,6 +89,15 @@ class PromptCollator:
             batch["references"], batch["reference_mask"] = left_pad(references, 0)
         return batch
 
+    def of(self, example: Mapping[str, Any]) -> "PromptCollator":
+        """What tokenizes for the teacher of a row."""
+        return self
+
+    @property
+    def parts(self) -> "list[PromptCollator]":
+        """One for each teacher."""
+        return [self]
+
     def completion(self, example: Mapping[str, Any], prompt: Sequence[int]) -> list[int]:
         """The completion of a dataset row in student tokens, as far as there is room for it after its prompt.
 

@@ -206,17 +206,21 @@ def _check_rows(
     completes = collator.with_completions
     first = collator.split_text(first) if completes else first
     if is_conversational_prompt(read_prompt(first)):
-        teacher_template = collator.teacher_chat_template or collator.teacher_tokenizer.chat_template
-        _need_template("teacher", teacher_template, collator.teacher_tokenizer, "teacher_chat_template_path")
+        own = collator.of(first)
+        teacher_template = own.teacher_chat_template or own.teacher_tokenizer.chat_template
+        _need_template("teacher", teacher_template, own.teacher_tokenizer, "teacher_chat_template_path")
         _need_template(
             "student", collator.student_tokenizer.chat_template, collator.student_tokenizer, "chat_template_path"
         )
     _tokenize(first, collator, completes)
     # A stream may be endless, and reading it takes as long as training on it.
     if isinstance(dataset, Dataset):
-        for _, number, row in heapq.nlargest(_LONGEST, _rows_by_length(name, dataset, collator, completes)):
-            with _at_row(name, number):
-                _tokenize(row, collator, completes)
+        for part in collator.parts:
+            rows = _rows_by_length(name, dataset, collator, completes)
+            of_part = ((length, number, row) for length, number, row in rows if collator.of(row) is part)
+            for _, number, row in heapq.nlargest(_LONGEST, of_part):
+                with _at_row(name, number):
+                    _tokenize(row, collator, completes)
 
 
 def _tokenize(row: Mapping[str, Any], collator: PromptCollator, completes: bool) -> None:
@@ -230,6 +234,8 @@ def _rows_by_length(
 ) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
     for number, row in enumerate(dataset):
         with _at_row(name, number):
+            # One of several teachers that a row names must be there.
+            collator.of(row)
             example = collator.split_text(row) if completes else row
             length = len(str(read_prompt(example))) + (len(str(read_completion(example))) if completes else 0)
             yield length, number, example

@@ -118,7 +118,8 @@ class Objective:
         else:
             scores = cast(LocalTeacher, teachers[0]).token_logps_and_states(prompts, completions)
         batch = assemble(rollouts, *scores, selection, comparison, device)
-        if self.aligners:
+        # Chunks that are compared or left out are none to join.
+        if self.aligners and not selection.one_to_one_only:
             batch.cuts = find_cuts(rollouts, batch, self.aligners)
         if self.weights:
             weights = [self.weights[rollout.teacher] for rollout in rollouts for _ in rollout.completion_ids]

@@ -168,6 +168,11 @@ class TeachersCollator(PromptCollator):
         """See [`PromptCollator`]."""
         return self.of(example).completion(example, prompt)
 
+    @property
+    def parts(self) -> list[PromptCollator]:
+        """See [`PromptCollator`]."""
+        return [*self.collators.values()]
+
     def of(self, example: Mapping[str, Any]) -> PromptCollator:
         """What tokenizes for the teacher of a row.
 

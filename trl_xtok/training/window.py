@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..alignment.aligner import Alignment, TokenizerAligner
+from ..errors import DataError
 from ..objectives import VocabJSD, sum_by_chunk
 from .data import unpad
 from .scoring import pack, to_device
@@ -76,10 +77,18 @@ def align_rollouts(
         aligners: For the student and each teacher.
         batch: What [`PromptCollator`] returned.
         completions: One for each prompt is taken from it.
+
+    Raises:
+        DataError: If there are several teachers and the batch does not say which one scores which row.
     """
     prompts = unpad(batch["prompts"], batch["prompt_attention_mask"])
     teacher_prompts = unpad(batch["teacher_prompts"], batch["teacher_prompt_attention_mask"])
-    numbers = batch["teacher_numbers"].tolist() if "teacher_numbers" in batch else [0] * len(batch["prompts"])
+    if len(aligners) > 1 and "teacher_numbers" not in batch:
+        raise DataError(
+            f"There are {len(aligners)} teachers, but a batch holds {', '.join(batch)} and no `teacher_numbers`. A "
+            "data collator of your own must say which teacher scores each row: 0 for the first one of `teacher_model`."
+        )
+    numbers = batch["teacher_numbers"].tolist() if len(aligners) > 1 else [0] * len(batch["prompts"])
     return [
         Rollout(
             prompt_ids,
