@@ -97,6 +97,9 @@ class StubServer:
             # 64 clients may come at once.
             request_queue_size = 128
 
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A client that hung up is what some tests are about."""
+
         self._server = Server(("127.0.0.1", port), Handler)
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
