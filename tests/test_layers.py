@@ -82,6 +82,7 @@ LAYERS = [
     "training.advantages",
     "training.objective",
     "training.metrics",
+    "training.served_student",
     "training.engine_rollouts",
     "training.guards",
     "training.completion_log",

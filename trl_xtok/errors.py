@@ -50,6 +50,10 @@ class ServerError(XTokError, RuntimeError):
         self.status = status
 
 
+class ProcessError(XTokError, RuntimeError):
+    """Another process of the run failed, for a reason that its own error says."""
+
+
 class CacheError(XTokError, RuntimeError):
     """A file in which scores are kept cannot be used."""
 

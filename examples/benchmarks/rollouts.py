@@ -29,8 +29,8 @@ from transformers.utils import logging
 from trl_xtok.cli.demo_models import demo_model_path
 from trl_xtok.serving.completions import CompletionServer, Sampling
 from trl_xtok.serving.server import VLLMServer
-from trl_xtok.training.engine_rollouts import saved_for_server
 from trl_xtok.training.rollouts import generate_completions
+from trl_xtok.training.served_student import saved_for_server
 
 from .report import machine_line, markdown_table, number
 

@@ -9,6 +9,7 @@ from tests.serving.stub_server import Reply, StubServer
 from trl_xtok.errors import ServerError
 from trl_xtok.serving import completions
 from trl_xtok.serving.completions import CompletionServer, Sampling
+from trl_xtok.serving.scores import score
 from trl_xtok.serving.server import VLLMServer
 
 
@@ -117,6 +118,35 @@ def test_an_answer_that_cannot_be_one_is_an_error(stub, answer, message):
     stub.answer = lambda request: Reply(answer)
     with pytest.raises(ServerError, match=message):
         server.sample([PROMPT] * 3, [1, 2, 3])
+
+
+def test_an_echoed_key_is_not_shown(stub, monkeypatch):
+    """Neither by the client for completions nor by that for scores."""
+    monkeypatch.setenv("VLLM_API_KEY", "sk-very-secret")
+    server = connect(stub)
+    asked = [lambda: server.sample([PROMPT], [1]), lambda: score(VLLMServer(stub.url, deadline=1.0), "x", [PROMPT])]
+    echo = {"headers": {"Authorization": "Bearer sk-very-secret"}}
+    for answer in (echo, ids(3, 4, 9, reason="Bearer sk-very-secret"), {"choices": [{"index": "sk-very-secret"}]}):
+        stub.answer = lambda request, answer=answer: Reply(answer)
+        for ask in asked:
+            with pytest.raises(ServerError) as caught:
+                ask()
+            assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("again", [Reply(b"", declared=9), Reply(b"", 502)], ids=["cut off", "status 502"])
+def test_a_server_that_may_have_been_started_again_is_told_from_one_that_was_not(stub, again):
+    server = connect(stub)
+    busy, answers = Reply(b"", 429), [Reply(GOOD)]
+    stub.answer = lambda request: answers.pop()
+    for first, was_interrupted in ((busy, False), (again, True)):
+        answers[:] = [Reply(GOOD), first]
+        server.sample([PROMPT], [1])
+        assert server.was_interrupted is was_interrupted
+    # What reads the weights in the end has them.
+    answers[:] = [Reply({"success": True}), Reply(b""), again]
+    server.reload(Path("/weights"))
+    assert not server.was_interrupted
 
 
 @pytest.mark.parametrize("answer", [{}, {"data": []}, [], "x", None])

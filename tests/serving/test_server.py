@@ -123,7 +123,8 @@ def test_the_path_of_the_api_may_stand_at_the_end_of_the_address():
     assert VLLMServer("http://127.0.0.1:8000/v1/").url == "http://127.0.0.1:8000"
 
 
-def test_a_proxy_is_not_asked_for_this_machine(stub, monkeypatch):
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_proxy_is_not_asked_for_this_machine(stub, monkeypatch, host):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     stub.answer = lambda request: Reply({"ok": 1})
-    assert client(stub).get("/x") == {"ok": 1}
+    assert VLLMServer(f"http://{host}:{stub.port}", deadline=1.0).get("/x") == {"ok": 1}

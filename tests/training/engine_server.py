@@ -19,11 +19,11 @@ class EngineServer(StubServer):
         keeps_head: Whether it keeps its output head when it loads weights, as vLLM does with tied embeddings.
     """
 
-    def __init__(self, path: str, *, keeps_head: bool = False):
+    def __init__(self, path: str, *, keeps_head: bool = False, port: int = 0):
         self.model, self.keeps_head = _load(path), keeps_head
         self.completions: dict[tuple[tuple[int, ...], int], list[int]] = {}
         self.loaded, self._one_at_a_time = 0, threading.Lock()
-        super().__init__()
+        super().__init__(port)
         self.answer = self._answer
 
     def _answer(self, request: Request) -> Reply:

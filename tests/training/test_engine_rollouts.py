@@ -15,7 +15,7 @@ from tests.training.engine_server import EngineServer
 from tests.training.fixed_rollouts import FixedTrainer, lora, whole_step, without_times
 from tests.training.tiny_models import PROMPTS, prompt_dataset, save, tiny_args, tiny_model, tiny_trainer
 from trl_xtok.errors import ModelError, ServerError
-from trl_xtok.training.engine_rollouts import on_its_own
+from trl_xtok.training.served_student import on_its_own
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,68 @@ def test_evaluations_send_the_weights_once_and_draw_the_same_again(make, serve):
     assert len(server.completions) == len(PROMPTS)
     assert first["eval_loss"] == pytest.approx(second["eval_loss"], abs=1e-6)
     assert first["eval_sampling/sampling_logp_difference/max"] < 1e-4
+
+
+def restarting(serve, server, at: list[int]) -> list[EngineServer]:
+    """Have a server be started again instead of answering some of the requests for completions."""
+    asked, servers = [], [server]
+
+    def watch(current: EngineServer) -> None:
+        answer = current.answer
+
+        def maybe_restart(request):
+            if request.path == "/v1/completions":
+                asked.append(request)
+                if len(asked) in at:
+                    current.close()
+                    servers.append(serve(port=current.port))
+                    watch(servers[-1])
+                    return Reply(b"", declared=1)
+            return answer(request)
+
+        current.answer = maybe_restart
+
+    watch(server)
+    return servers
+
+
+def test_a_server_that_is_restarted_while_it_samples_gets_the_weights_again(make, serve, caplog):
+    settings = {"max_steps": 3, "learning_rate": 3e-2, "generation_batch_size": 1}
+    straight, restarted = make(serve(), **settings), make(first := serve(), folder="restarted", **settings)
+    straight.train()
+    # The second completion of the second step. The first one, which is checked if it is longer, is the student's.
+    servers = restarting(serve, first, [4])
+    restarted.train()
+    assert [server.loaded for server in servers] == [2, 2]
+    assert "was interrupted and may have lost" in caplog.text
+    assert restarted.sampled == straight.sampled
+    assert restarted.state.log_history[1]["loss"] == pytest.approx(straight.state.log_history[1]["loss"], abs=1e-6)
+
+
+def test_a_server_that_does_not_stay_up_stops_the_run(make, serve):
+    trainer = make(server := serve(), max_steps=2, generation_batch_size=1)
+    servers = restarting(serve, server, [*range(1, 20, 2)])
+    with pytest.raises(ServerError, match="was interrupted in each of 3 attempts"):
+        trainer.train()
+    assert len(servers) > 3
+
+
+def test_a_server_that_lost_the_weights_between_batches_of_an_evaluation_is_found_out(make, serve, tied_path):
+    server = serve()
+    trainer = make(server, per_device_eval_batch_size=4, arguments={"eval_dataset": prompt_dataset()})
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight.mul_(2.0)
+    answer, start = server.answer, server.model
+
+    def forget(request):
+        if len(server.completions) == 4:
+            server.model = start
+        return answer(request)
+
+    server.answer = forget
+    with pytest.raises(ServerError, match="does not sample from the student"):
+        trainer.evaluate()
+    assert len(server.completions) == 8
 
 
 def test_a_server_without_the_development_mode_stops_the_run(make, serve):

@@ -13,7 +13,7 @@ from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
 from trl_xtok.cli.demo_models import demo_model_path
 from trl_xtok.errors import DependencyError, ServerError
 from trl_xtok.serving.completions import CompletionServer
-from trl_xtok.training import engine_rollouts
+from trl_xtok.training import served_student
 from trl_xtok.training.scoring import causal_lm, completion_logps, pack
 
 
@@ -98,7 +98,7 @@ def test_a_seed_draws_the_same_again(make, sampled):
 
 def test_a_tied_copy_is_found_out(make, monkeypatch):
     """The server takes it, says that all is well, and keeps its old output head."""
-    monkeypatch.setattr(engine_rollouts, "on_its_own", copy.deepcopy)
+    monkeypatch.setattr(served_student, "on_its_own", copy.deepcopy)
     trainer = make(1e-3)
     with pytest.raises(ServerError, match=r"does not sample from the student.*tied embeddings"):
         trainer.train()

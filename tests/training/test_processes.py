@@ -1,5 +1,6 @@
 """Two processes over gloo come to the same step as one."""
 
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tests import real_tokenizers
+from tests.serving.stub_server import Reply, Request
 from tests.training.engine_server import EngineServer
 from tests.training.fixed_rollouts import Step, without_times
 from tests.training.two_ranks import cases, take
@@ -58,6 +60,13 @@ def run_two_ranks(*arguments: str, module: str = "tests.training.two_ranks") -> 
 def engine(padded_student_path) -> Iterator[EngineServer]:
     with EngineServer(padded_student_path) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENGINE_URL", server.url)
+        answer, firsts = server.answer, ["/v1/completions"]
+
+        def cut_off_once(request: Request) -> Reply:
+            # One of the two ranks has to send this request again, and the other one none.
+            return Reply(b"", declared=len(firsts.pop())) if request.path in firsts else answer(request)
+
+        server.answer = cut_off_once
         yield server
 
 
@@ -103,8 +112,9 @@ def test_ranks_sample_different_completions_for_the_same_prompt(ranks):
 
 
 def test_each_rank_asks_the_engine_for_its_own_completions(ranks, engine):
-    # The weights go there once before the evaluation and once before the step, whatever the number of ranks.
-    assert engine.loaded == 2
+    # The weights go there once before the evaluation and once before the step, whatever the number of ranks; and once
+    # more since one rank was interrupted. Both then ask again, for the same completions.
+    assert engine.loaded == 3
     completions = [ids for rank in ranks for ids in rank["engine"].sampled]
     assert len({*map(tuple, completions)}) == 4
     assert all(ids in [*engine.completions.values()] for ids in completions)
@@ -137,4 +147,18 @@ def test_all_processes_end_when_one_has_no_scores(tmp_path, padded_student_path,
     assert "2 steps that are done are saved" in first and "2 steps that are done are saved" in second
     assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {
         path.name for path in (tmp_path / "checkpoint-2").iterdir()
+    }
+
+
+def test_no_process_waits_for_one_that_failed(tmp_path):
+    run_two_ranks(str(tmp_path), module="tests.training.two_ranks_failing")
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    full = "OSError: no space left"
+    assert second == {"disk full": full, "server away": "ServerError: away", "both": full}
+    # Only with a `ServerError` does it save a checkpoint, for which all processes are needed.
+    told = f"ProcessError: Another process has no scores and ends with {full}"
+    assert first == {
+        "disk full": told,
+        "server away": "ServerError: Another process has no scores: away",
+        "both": told,
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ServerError
-from .server import VLLMServer
+from .server import VLLMServer, excerpt
 
 
 # As many as TRL's client; the server itself puts together what it computes at the same time.
@@ -66,14 +66,24 @@ class CompletionServer:
 
     def __init__(self, server: VLLMServer, sampling: Sampling, *, requests: int | None = None):
         self._server, self._sampling, self._requests = server, sampling, requests or _REQUESTS
+        self.start_over()
         reply = server.get("/v1/models")
         try:
             self._model = str(reply["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
             raise ServerError(
-                f"{server.url}/v1/models is answered with {_shown(reply)}, which names no model. Check that the "
+                f"{server.url}/v1/models is answered with {excerpt(reply)}, which names no model. Check that the "
                 "address is that of a vLLM server."
             ) from None
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether the server may have been started again since it read weights, and so have those of its start."""
+        return self._server.interruptions != self._interruptions
+
+    def start_over(self) -> None:
+        """Take the server for one that was not interrupted, since another process has it read weights."""
+        self._interruptions = self._server.interruptions
 
     def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[SampledCompletion]:
         """One completion for each prompt.
@@ -116,6 +126,8 @@ class CompletionServer:
                 "log says more. `vllm_weight_sync_dir` names another folder.",
                 error.status,
             ) from None
+        # Before that it may have been started again: what counts is who read them in the end.
+        self.start_over()
         reply = self._develop("/reset_prefix_cache", {})
         for pause in _PAUSES:
             if _is_done(reply):
@@ -125,7 +137,7 @@ class CompletionServer:
         if not _is_done(reply):
             raise ServerError(
                 f"{self._server.url} keeps what it computed with the old weights: `/reset_prefix_cache` is answered "
-                f"with {_shown(reply)}. It does so while it works for somebody else; let it serve this run alone."
+                f"with {excerpt(reply)}. It does so while it works for somebody else; let it serve this run alone."
             )
 
     def _develop(self, path: str, payload: Any) -> Any:
@@ -171,11 +183,11 @@ class CompletionServer:
             names, reason, echo = logprobs["tokens"], choice["finish_reason"], choice["prompt_token_ids"]
         except (KeyError, TypeError, ValueError):
             raise self._unusable(
-                f"{_shown(reply)}, where one choice with `token_ids`, `prompt_token_ids` and the `token_logprobs` of "
+                f"{excerpt(reply)}, where one choice with `token_ids`, `prompt_token_ids` and the `token_logprobs` of "
                 "its tokens was asked for"
             ) from None
         if echo != list(prompt):
-            raise self._unusable(f"a completion of other ids than the {len(prompt)} of the prompt: {_shown(echo)}")
+            raise self._unusable(f"a completion of other ids than the {len(prompt)} of the prompt: {excerpt(echo)}")
         self._check(completion, names)
         self._check_end(completion.ids, reason)
         return completion
@@ -183,12 +195,12 @@ class CompletionServer:
     def _check(self, completion: SampledCompletion, names: Any) -> None:
         ids, logps, size = completion.ids, completion.logps, self._sampling.vocab_size
         if not _all(ids, lambda value: type(value) is int and 0 <= value < size):
-            raise self._unusable(f"{_shown(ids)}, where ids from 0 to {size - 1} were asked for")
+            raise self._unusable(f"{excerpt(ids)}, where ids from 0 to {size - 1} were asked for")
         if not _all(logps, lambda value: type(value) in (int, float) and math.isfinite(value)):
-            raise self._unusable(f"log-probs that are not all finite numbers: {_shown(logps)}")
+            raise self._unusable(f"log-probs that are not all finite numbers: {excerpt(logps)}")
         if names != [f"token_id:{token}" for token in ids] or len(logps) != len(ids):
             raise self._unusable(
-                f"{len(logps)} log-probs of {_shown(names)}, where the sampled tokens are {_shown(ids)}"
+                f"{len(logps)} log-probs of {excerpt(names)}, where the sampled tokens are {excerpt(ids)}"
             )
 
     def _check_end(self, ids: Sequence[int], reason: Any) -> None:
@@ -196,8 +208,8 @@ class CompletionServer:
         stopped = bool(ids) and ids[-1] in stops
         if reason not in ("stop", "length") or not ids or len(ids) > limit or not stops.isdisjoint(ids[:-1]):
             raise self._unusable(
-                f"{len(ids)} tokens that end with {reason!r}, where at most {limit} up to one of the stop tokens "
-                f"{_shown(sorted(stops))} were asked for: {_shown(ids)}"
+                f"{len(ids)} tokens that end with {excerpt(reason)}, where at most {limit} up to one of the stop "
+                f"tokens {excerpt(sorted(stops))} were asked for: {excerpt(ids)}"
             )
         if not stopped and len(ids) < limit:
             raise ServerError(
@@ -219,8 +231,3 @@ def _is_done(reply: Any) -> bool:
 
 def _all(values: Any, is_good: Callable[[Any], bool]) -> bool:
     return isinstance(values, list) and all(map(is_good, values))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -38,7 +38,7 @@ def find_model(server: VLLMServer, name: str | None = None) -> ServedModel:
     found = [model for model in models if model is not None and name in (None, model.name)]
     if len(found) == 1:
         return found[0]
-    names = ", ".join(repr(model.name) for model in models if model is not None)
+    names = ", ".join(excerpt(model.name) for model in models if model is not None)
     raise ServerError(
         f"The server {server.url} serves {names}, so it is not known which of them is meant. Name it."
         if name is None
@@ -56,8 +56,9 @@ def find_replicas(servers: Sequence[VLLMServer], name: str | None = None) -> Ser
     for server, model in zip(servers, models, strict=True):
         if (model.name, model.root) != (models[0].name, models[0].root):
             raise ServerError(
-                f"The server {servers[0].url} serves {models[0].name!r} from {models[0].root!r} and {server.url} "
-                f"{model.name!r} from {model.root!r}, but several servers must be replicas of one model."
+                f"The server {servers[0].url} serves {excerpt(models[0].name)} from {excerpt(models[0].root)} and "
+                f"{server.url} {excerpt(model.name)} from {excerpt(model.root)}, but several servers must be "
+                "replicas of one model."
             )
     lengths = [model.max_model_len for model in models if model.max_model_len is not None]
     return ServedModel(models[0].name, models[0].root, min(lengths, default=None))

@@ -32,7 +32,7 @@ def read_scores(reply: Any, sent: Sequence[Sequence[int]]) -> list[list[float]]:
         raise _unusable("no list of `choices`", reply)
     indices = [choice.get("index") for choice in choices]
     if not all(type(index) is int for index in indices) or sorted(indices) != [*range(len(sent))]:
-        raise _unusable(f"choices with `index` {indices!r:.100} for {len(sent)} sequences", reply)
+        raise _unusable(f"choices with `index` {excerpt(indices)} for {len(sent)} sequences", reply)
     ordered = sorted(choices, key=lambda choice: choice["index"])
     return [_read_choice(choice, ids) for choice, ids in zip(ordered, sent, strict=True)]
 

@@ -39,6 +39,8 @@ class VLLMServer:
 
     Attributes:
         url: The same, as it is shown in messages.
+        interruptions: Grows with each request to which no answer came, or one of a server that failed (5xx). A server
+            that is started again does not go unnoticed by a request that is under way.
 
     Raises:
         ConfigError: If `url` is none, has a password in it, or the key cannot be sent.
@@ -46,7 +48,7 @@ class VLLMServer:
 
     def __init__(self, url: str, *, timeout: float = 60.0, deadline: float = 240.0):
         self.url = check_url(url)
-        self._timeout, self._deadline = timeout, deadline
+        self._timeout, self._deadline, self.interruptions = timeout, deadline, 0
         key = _api_key()
         self._client = httpx2.Client(
             base_url=self.url,
@@ -96,6 +98,8 @@ class VLLMServer:
                 return self._read(body, f"{method} {self.url}{path}")
             if status is not None and status != 429 and status < 500:
                 raise ServerError(f"{method} {self.url}{path} is refused with {failure}", status)
+            if status != 429:
+                self.interruptions += 1
             wait = pause * self._random.uniform(0.5, 1.0)
             if time.monotonic() + wait >= end:
                 raise ServerError(
@@ -178,9 +182,10 @@ def check_url(url: Any) -> str:
 
 def _is_local(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return address.is_loopback or address.is_unspecified
 
 
 def _api_key() -> str | None:

@@ -19,6 +19,7 @@ from .script import resolve, student_quantization
 from .script_arguments import Arguments
 from .script_data import load_datasets
 from .served_teacher import served_config
+from .several_teachers import refuse_names
 
 
 _NOT_SHOWN = ("dry_run", "hub_token")
@@ -62,6 +63,7 @@ def check_run(arguments: Arguments) -> CheckedRun:
     setup.check_args(args, student)
     setup.refuse_arguments(student, get_peft_config(arguments.model))
     setup.check_student_loading(student, args, student_quantization(arguments.model))
+    refuse_names(None, args)
     teacher = setup.check_teacher(None, student, args)
     tokenizers = (
         loading.load_student_tokenizer(None, student, args),

@@ -27,7 +27,8 @@ class EngineArguments:
     Args:
         generation_batch_size (`int`, *optional*):
             Number of completions generated together on one device, or asked for at the same time by one process where
-            a vLLM server writes them. `None` is `per_device_train_batch_size`, and 64 with a server.
+            a vLLM server that reads the weights from a folder writes them. `None` is `per_device_train_batch_size`,
+            and 64 with a server. Where vLLM gets the weights in another way it decides itself, and this is refused.
         use_vllm (`bool`, *optional*, defaults to `False`):
             Whether vLLM writes the student's completions, in training and in evaluations.
         vllm_mode (`str`, *optional*, defaults to `"colocate"`):
@@ -121,7 +122,7 @@ class EngineArguments:
         return self.vllm_weight_sync == "reload" or (self.vllm_weight_sync == "auto" and bool(_what_lacks()))
 
 
-def check_engine_arguments(args: EngineArguments) -> None:
+def check_engine_arguments(args: Any) -> None:
     """Refuse settings of vLLM that would be ignored or are out of range.
 
     Raises:
@@ -137,6 +138,10 @@ def check_engine_arguments(args: EngineArguments) -> None:
         _refuse_set(args, _COLOCATE, "with `vllm_mode='server'`: give the server its flag")
         other = {"nccl": "reload", "reload": "nccl", "auto": ""}[args.vllm_weight_sync]
         _refuse_set(args, _ONLY_FOR.get(other, ()), f"with `vllm_weight_sync={args.vllm_weight_sync!r}`")
+    # A teacher that writes is asked for as many together.
+    if args.use_vllm and not args.reloads_weights and not args.seq_kd:
+        way = f"vllm_weight_sync={args.vllm_weight_sync!r}" if args.vllm_mode == "server" else "vllm_mode='colocate'"
+        _refuse_set(args, ["generation_batch_size"], f"with `{way}` here: vLLM decides what it generates together")
     if not 0 < args.vllm_gpu_memory_utilization <= 1:
         raise ConfigError(
             f"`vllm_gpu_memory_utilization` is a share and must be above 0 and at most 1, got "

@@ -4,30 +4,26 @@
 TRL's own way, over NCCL or with an engine in the processes of the trainer.
 """
 
-import copy
-import shutil
+import logging
 import time
-import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from ..errors import ModelError, ServerError
+from ..errors import ServerError
 from ..serving.completions import CompletionServer, SampledCompletion, Sampling
 from ..serving.server import VLLMServer
 from .config import CrossTokenizerGKDConfig
 from .metrics import RunMetrics
-from .processes import failing_together
+from .processes import failing_together, true_of_any
 from .rollouts import end_ids
 from .scoring import causal_lm, completion_logps, pack
+from .served_student import refuse_quantized, saved_for_server
 from .trl_compat import VLLMGeneration
 
 
@@ -35,6 +31,9 @@ from .trl_compat import VLLMGeneration
 # half precision is rounded otherwise by every implementation.
 _TOLERANCE, _HALF_TOLERANCE = 0.01, 0.2
 _FOLDER = "vllm_weights"
+# How often the completions of one batch are sampled by a server that is interrupted each time.
+_ATTEMPTS = 3
+_logger = logging.getLogger(__name__)
 
 
 class EngineRollouts(ABC):
@@ -65,25 +64,49 @@ class EngineRollouts(ABC):
         Raises:
             ServerError: If the server does not do what it is asked to, or does not sample from the student.
         """
-        if new_weights:
-            start = time.perf_counter()
-            with failing_together("could not give the engine its weights"):
-                self._send_weights(student)
-            metrics.add({"weight_syncs": 1.0, "time_weight_sync": time.perf_counter() - start})
-        # Nobody sends new weights before all have their completions.
-        with failing_together("has no completions from the engine"):
-            completions = self._sample(prompts)
-            if new_weights and completions:
+        # The caller has seeded the generator with the step and the rank.
+        seeds = torch.randint(2**63 - 1, (len(prompts),)).tolist()
+        for attempt in range(_ATTEMPTS):
+            if new_weights or attempt:
+                self._sync(student, metrics)
+            # Nobody sends new weights before all have their completions.
+            with failing_together("has no completions from the engine"):
+                completions = self._sample(prompts, seeds)
+            if not true_of_any(self._was_interrupted()):
+                break
+            if self._accelerator.is_main_process:
+                _logger.warning(
+                    "%s was interrupted and may have lost the student's weights. They are sent once more, and all "
+                    "completions of this batch sampled again.",
+                    self._args.vllm_url,
+                )
+        else:
+            raise ServerError(
+                f"{self._args.vllm_url} was interrupted in each of {_ATTEMPTS} attempts to sample the completions of "
+                "one batch, so some of them may not be the student's. Its own log says why it does not stay up."
+            )
+        with failing_together("has completions that are not the student's"):
+            if completions:
                 self._check(student, prompts, completions, metrics)
         return [completion.ids for completion in completions]
+
+    def _sync(self, student: nn.Module, metrics: RunMetrics) -> None:
+        start = time.perf_counter()
+        with failing_together("could not give the engine its weights"):
+            self._send_weights(student)
+        metrics.add({"weight_syncs": 1.0, "time_weight_sync": time.perf_counter() - start})
 
     @abstractmethod
     def _send_weights(self, student: nn.Module) -> None:
         """Give the engine the weights of the student."""
 
     @abstractmethod
-    def _sample(self, prompts: Sequence[Sequence[int]]) -> list[SampledCompletion]:
-        """One completion for each prompt."""
+    def _sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[SampledCompletion]:
+        """One completion for each prompt, drawn with its seed if the engine takes one."""
+
+    def _was_interrupted(self) -> bool:
+        """Whether the engine may have lost the weights of the student since they were sent, as seen from here."""
+        return False
 
     def _check(
         self,
@@ -140,7 +163,7 @@ class ServerRollouts(EngineRollouts):
         accelerator: Accelerator,
     ):
         super().__init__(args, accelerator)
-        _refuse_quantized(student)
+        refuse_quantized(student)
         sampling = Sampling(
             args.temperature,
             args.max_new_tokens,
@@ -157,11 +180,14 @@ class ServerRollouts(EngineRollouts):
         if self._accelerator.is_main_process:
             with saved_for_server(student, self._folder) as folder:
                 self._server.reload(folder)
+        else:
+            self._server.start_over()
 
-    def _sample(self, prompts: Sequence[Sequence[int]]) -> list[SampledCompletion]:
-        # The caller has seeded the generator with the step and the rank.
-        seeds = torch.randint(2**63 - 1, (len(prompts),)).tolist()
+    def _sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[SampledCompletion]:
         return self._server.sample(prompts, seeds)
+
+    def _was_interrupted(self) -> bool:
+        return self._server.was_interrupted
 
 
 class TRLRollouts(EngineRollouts):
@@ -210,7 +236,7 @@ class TRLRollouts(EngineRollouts):
     def _send_weights(self, student: nn.Module) -> None:
         self._engine.sync_weights()
 
-    def _sample(self, prompts: Sequence[Sequence[int]]) -> list[SampledCompletion]:
+    def _sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[SampledCompletion]:
         rows = [list(prompt) for prompt in prompts]
         _, completions, logps, _ = self._engine.generate(prompts=rows, images=None, num_generations=1)
         return [
@@ -233,63 +259,3 @@ def make_engine(
     if args.reloads_weights:
         return ServerRollouts(causal_lm(student), generation_config, args, accelerator)
     return TRLRollouts(student, tokenizer, generation_config, args, accelerator)
-
-
-@contextmanager
-def saved_for_server(student: nn.Module, folder: Path) -> Iterator[Path]:
-    """A folder of its own in `folder` with the student as an ordinary model, for as long as it is read."""
-    # Other runs may use `folder`, too.
-    target = folder / f"trl_xtok_student_{uuid.uuid4().hex}"
-    try:
-        with _without_progress():
-            on_its_own(student).save_pretrained(target)
-        yield target
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
-
-
-@contextmanager
-def _without_progress() -> Iterator[None]:
-    """One bar in each step would hide all else that is printed."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-@torch.no_grad()
-def on_its_own(student: nn.Module) -> PreTrainedModel:
-    """A copy of the student in main memory: with its adapter merged, and with an output head of its own.
-
-    The student's own weights are only read. vLLM keeps the old head of a model with tied embeddings when it reads new
-    weights, unless it finds the head among them.
-    """
-    tensors = [*student.parameters(), *student.buffers()]
-    # Whatever `deepcopy` finds here it takes for the copy.
-    memo = {
-        id(tensor): nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-        for tensor in tensors
-        for data in (tensor.detach().to("cpu", copy=True),)
-    }
-    plain = copy.deepcopy(student, memo)
-    if isinstance(plain, PeftModel):
-        plain = plain.merge_and_unload()
-    head = plain.get_output_embeddings()
-    if head.weight is plain.get_input_embeddings().weight:
-        head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
-    for config in (plain.config, plain.config.get_text_config()):
-        config.tie_word_embeddings = False
-    return plain
-
-
-def _refuse_quantized(student: PreTrainedModel) -> None:
-    dtypes = {str(parameter.dtype) for parameter in student.parameters() if not parameter.is_floating_point()}
-    if dtypes:
-        raise ModelError(
-            f"The student ({type(student).__name__}) is quantized: some of its weights are in "
-            f"{', '.join(sorted(dtypes))}, which a vLLM server cannot read as new weights. Load it without "
-            "quantization, or leave `use_vllm` out."
-        )

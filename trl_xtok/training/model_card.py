@@ -1,5 +1,7 @@
 """What TRL's model card does not know: who taught, and how."""
 
+import os
+import re
 import textwrap
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +23,8 @@ PAPER = {
 }
 # Stands once in the card of TRL, which lists versions below it.
 VERSIONS = "### Framework versions\n\n"
+# A name of the Hub with its owner, and no path.
+_OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def add_teachers(card: Path, teachers: Sequence[str], objective: str) -> None:
@@ -38,11 +42,12 @@ def add_teachers(card: Path, teachers: Sequence[str], objective: str) -> None:
 
 
 def _link(teacher: str) -> str:
-    if not teacher:
-        return "a model without a name"
-    if Path(teacher).is_dir() or Path(teacher).is_absolute():
-        return f"`{Path(teacher).name}`"
-    return f"[{teacher}](https://huggingface.co/{teacher})"
+    is_local = os.path.isdir(teacher) or os.path.isabs(teacher)
+    if not is_local and _OF_THE_HUB.fullmatch(teacher):
+        return f"[{teacher}](https://huggingface.co/{teacher})"
+    # What a server says may be any text.
+    name = " ".join((Path(teacher).name if is_local else teacher).replace("`", "").split())
+    return f"`{name}`" if name else "a model without a name"
 
 
 def own_version() -> str:

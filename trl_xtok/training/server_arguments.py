@@ -112,21 +112,11 @@ def check_served(args: Any) -> None:
         "advantage_baseline": args.advantage_baseline == "position" and "needs whole distributions of the teacher",
         "seq_kd": args.seq_kd and "has the teacher write",
         "offload_teacher": args.offload_teacher and "moves a teacher that is loaded here",
-        "load_teacher_in_4bit": args.load_teacher_in_4bit and "quantizes a teacher that is loaded here",
-        "teacher_quantization_config": args.teacher_quantization_config and "quantizes a teacher that is loaded here",
     }
-    for name, reason in refused.items():
-        if reason:
-            raise ConfigError(
-                f"`{name}={getattr(args, name)!r}` {reason}, but with `teacher_server_url` the teacher is behind a "
-                "server, which says one log-prob per token. Use 'chunk_rkl' or 'chunk_jsd' and leave the rest to the "
-                "server, or load the teacher here."
-            )
-    if lost := sorted((args.teacher_model_init_kwargs or {}).keys() - _SOURCE):
-        raise ConfigError(
-            f"`teacher_model_init_kwargs` has {lost[0]!r}, which is about loading the teacher's weights, but with "
-            "`teacher_server_url` only its tokenizer and configuration are read. Leave it to the server."
-        )
+    _refuse(args, refused)
+    # Of several teachers, some may be loaded here.
+    if not isinstance(args.teacher_server_url, Mapping):
+        refuse_loading(args)
     if (temperature := args.scoring["temperature"]) != 1:
         name = "temperature" if args.scoring_temperature is None else "scoring_temperature"
         raise ConfigError(
@@ -136,7 +126,40 @@ def check_served(args: Any) -> None:
         )
 
 
+def refuse_loading(args: Any) -> None:
+    """Refuse what is about loading a teacher's weights, where none are loaded.
+
+    Raises:
+        ConfigError: Naming the argument.
+    """
+    refused = {
+        name: getattr(args, name) and "quantizes a teacher that is loaded here"
+        for name in ("load_teacher_in_4bit", "teacher_quantization_config")
+    }
+    _refuse(args, refused)
+    if lost := sorted((args.teacher_model_init_kwargs or {}).keys() - _SOURCE):
+        raise ConfigError(
+            f"`teacher_model_init_kwargs` has {lost[0]!r}, which is about loading the teacher's weights, but with "
+            "`teacher_server_url` only its tokenizer and configuration are read. Leave it to the server."
+        )
+
+
+def _refuse(args: Any, refused: Mapping[str, str | bool | None]) -> None:
+    for name, reason in refused.items():
+        if reason:
+            raise ConfigError(
+                f"`{name}={getattr(args, name)!r}` {reason}, but with `teacher_server_url` the teacher is behind a "
+                "server, which says one log-prob per token. Use 'chunk_rkl' or 'chunk_jsd' and leave the rest to the "
+                "server, or load the teacher here."
+            )
+
+
 def _check_ranges(args: Any) -> None:
+    if (name := args.teacher_server_model) is not None and not (isinstance(name, str) and name):
+        raise ConfigError(
+            f"`teacher_server_model` must be the name under which the teacher is served, got {name!r}. It holds for "
+            "all servers: where several teachers have servers of their own, leave it out, or serve all under one name."
+        )
     timeout, most = args.teacher_server_timeout, args.teacher_server_max_concurrency
     is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if not is_number or not 0 < timeout < math.inf:

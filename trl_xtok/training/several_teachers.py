@@ -13,6 +13,7 @@ from . import loading, setup
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator
 from .served_teacher import ServedTeacher, connect
+from .server_arguments import refuse_loading
 from .teachers import LocalTeacher, Teacher, load_teacher
 
 
@@ -62,7 +63,7 @@ def read_teachers(
         ConfigError: If names do not go together, or `args` ask for what is defined for one teacher only.
     """
     if not isinstance(teacher_model, Mapping):
-        _refuse_dictionaries(teacher_processing_class, args)
+        refuse_names(teacher_processing_class, args)
         return [_read("", teacher_model, teacher_processing_class, args.teacher_server_url, student, args)]
     _check_several(teacher_model, teacher_processing_class, args)
     tokenizers, urls = teacher_processing_class or {}, args.teacher_server_url or {}
@@ -96,7 +97,16 @@ def _named(teacher: loading.Model | None) -> loading.Model:
     return loading.check_model(teacher, "teacher_model")
 
 
-def _refuse_dictionaries(tokenizer: Any, args: CrossTokenizerGKDConfig) -> None:
+def refuse_names(tokenizer: Any, args: CrossTokenizerGKDConfig) -> None:
+    """Refuse names of teachers where there is only one.
+
+    Args:
+        tokenizer: What was given as the teacher's tokenizer.
+        args: The training arguments.
+
+    Raises:
+        ConfigError: If something is a dictionary.
+    """
     given = {"teacher_processing_class": tokenizer, "args.teacher_server_url": args.teacher_server_url}
     for name, value in (given | {"args.teacher_weights": args.teacher_weights}).items():
         if isinstance(value, Mapping):
@@ -119,6 +129,8 @@ def _check_several(teachers: Mapping[str, Any], tokenizers: Any, args: CrossToke
                 f"`{name}` is {list(value) if isinstance(value, Mapping) else type(value).__name__}, but with several "
                 f"teachers it must be a dictionary with some of their names: {', '.join(teachers)}."
             )
+    if (args.teacher_server_url or {}).keys() == teachers.keys():
+        refuse_loading(args)
     refused = {
         "objective": args.objective not in ("auto", "chunk_rkl", "chunk_jsd"),
         "advantage_baseline": args.advantage_baseline == "position",
