@@ -168,6 +168,13 @@ def test_a_dry_run_does_not_ask_a_server(trl_xtok, base):
     assert "The teacher is behind a server" in out
 
 
+def test_a_dry_run_refuses_names_of_teachers_as_a_run_does(trl_xtok, base):
+    for more in ((), ("--dry_run",)):
+        status, _, err = trl_xtok("gkd", *base, "--teacher_weights", '{"books": 2.0}', *more)
+        assert status != 0
+        assert "`args.teacher_weights` is a dictionary with 'books', which is for several teachers" in err
+
+
 def test_a_server_that_is_not_there_is_one_line(trl_xtok, base):
     where = ["--teacher_server_url", "http://127.0.0.1:9", "--teacher_server_timeout", "0.2"]
     status, _, err = trl_xtok("gkd", *base, *where)

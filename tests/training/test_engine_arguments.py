@@ -70,6 +70,8 @@ def test_what_needs_cuda_and_vllm_is_refused_without_them(monkeypatch, changes):
         {"use_vllm": True, "vllm_server_base_url": "http://h"},
         {"use_vllm": True, "vllm_weight_sync": "reload"},
         {"use_vllm": True, "vllm_group_port": 5},
+        {"use_vllm": True, "generation_batch_size": 4},
+        {"use_vllm": True, "vllm_mode": "server", "vllm_weight_sync": "nccl", "generation_batch_size": 4},
         {"use_vllm": True, "vllm_mode": "server", "vllm_tensor_parallel_size": 2},
         {"use_vllm": True, "vllm_mode": "server", "vllm_weight_sync": "reload", "vllm_group_port": 5},
         {"use_vllm": True, "vllm_mode": "server", "vllm_weight_sync": "nccl", "vllm_weight_sync_dir": "x"},
@@ -79,6 +81,12 @@ def test_what_needs_cuda_and_vllm_is_refused_without_them(monkeypatch, changes):
 def test_a_setting_without_effect_is_refused(changes):
     with pytest.raises(ConfigError, match=f"`{[*changes][-1]}=.*has no effect"):
         config(**changes)
+
+
+def test_a_batch_size_is_taken_where_something_reads_it():
+    assert config(use_vllm=True, vllm_mode="server", vllm_weight_sync="reload", generation_batch_size=4)
+    teacher_writes = {"seq_kd": True, "lmbda": 0.5, "objective": "chunk_jsd"}
+    assert config(use_vllm=True, generation_batch_size=4, **teacher_writes)
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def test_the_shorter_context_counts(make_trainer, teacher):
         ({"teacher_server_timeout": 0}, "`teacher_server_timeout` must be a positive number of seconds, got 0"),
         ({"teacher_server_timeout": True}, "`teacher_server_timeout` must be"),
         ({"teacher_server_max_concurrency": 0}, "`teacher_server_max_concurrency` must be"),
+        ({"teacher_server_model": {"books": "x"}}, "`teacher_server_model` must be the name .* got {'books': 'x'}"),
         ({"teacher_server_url": []}, "`teacher_server_url` must be an address or a list of addresses"),
         ({"teacher_server_url": ["somewhere"]}, "'somewhere' is not the address of a server"),
         ({"teacher_server_url": None, "teacher_server_model": "x"}, "`teacher_server_model='x'` has no effect"),

@@ -107,6 +107,18 @@ def test_a_collator_of_ones_own_must_name_them(build):
         align_rollouts(trainer.aligners, batch, iter([[], []]))
 
 
+LOADING = ({"load_teacher_in_4bit": True}, {"teacher_model_init_kwargs": {"dtype": "float32"}})
+
+
+@pytest.mark.parametrize("loading", LOADING, ids=str)
+def test_how_to_load_a_teacher_is_refused_if_none_is_loaded(build, tmp_path, loading):
+    urls = dict.fromkeys(("books", "code"), "http://127.0.0.1:9")
+    # The second teacher is loaded here.
+    assert tiny_args(tmp_path, teacher_server_url={"books": urls["books"]}, **loading)
+    with pytest.raises(ConfigError, match=f"`{next(iter(loading))}.*teacher_server_url"):
+        build(teacher_server_url=urls, **loading)
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

@@ -81,6 +81,25 @@ def test_a_teacher_without_a_name_is_said_to_have_none(tmp_path):
     assert card.read_text().startswith("The teacher was a model without a name; what was minimised")
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("some.one/teacher-1_b", "[some.one/teacher-1_b](https://huggingface.co/some.one/teacher-1_b)"),
+        ("teacher", "`teacher`"),
+        ("../teacher", "`../teacher`"),
+        ("a/b)\n\n# [click](http://x", "`a/b) # [click](http://x`"),
+        ("`x` <b>", "`x <b>`"),
+        ("/models/`x`\n", "`x`"),
+        ("``", "a model without a name"),
+        ("x" * 5000 + "\0", "`" + "x" * 5000 + "\0`"),
+    ],
+)
+def test_what_a_server_calls_its_model_is_text_in_a_card(tmp_path, name, shown):
+    (card := tmp_path / "README.md").write_text(model_card.VERSIONS)
+    model_card.add_teachers(card, [name], "chunk_rkl")
+    assert card.read_text().startswith(f"The teacher was {shown}; what was minimised")
+
+
 def test_a_package_that_is_run_from_its_sources_has_a_card_too(tmp_path, monkeypatch):
     def not_installed(name):
         raise PackageNotFoundError(name)
