@@ -46,9 +46,7 @@ ONLY_VALUE: dict[str, Any] = {
 }
 # TRL cannot switch checkpointing on again with these after the rollouts.
 _NOT_WITH_ROLLOUTS = ("every_n_layers", "offload")
-ObjectiveName = Literal[
-    "auto", "chunk_rkl", "chunk_jsd", "exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd"
-]  # fmt: skip
+ObjectiveName = Literal["auto", "chunk_rkl", "chunk_jsd", "exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd"]
 # Objectives that credit sampled tokens.
 CREDITING: tuple[ObjectiveName, ...] = ("chunk_rkl", "hybrid", "prefix_jsd")
 _CREDIT = ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage", "canonical_guard")
