@@ -37,11 +37,11 @@ class ModelServer(StubServer):
         max_model_len: int | None = 256,
         port: int = 0,
     ):
-        super().__init__(port)
         self._model, self._tokenizer, self._names, self._length = model.eval(), tokenizer, names, max_model_len
         self.scored: list[tuple[int, ...]] = []
         self.delay = 0.0
-        self.answer = self.serve
+        # Somebody may be waiting for it already.
+        super().__init__(port, self.serve)
 
     def serve(self, request: Request) -> Reply:
         if request.path == "/v1/models":

@@ -44,8 +44,8 @@ class StubServer:
         most_at_once: The most requests that were being answered at the same time.
     """
 
-    def __init__(self, port: int = 0):
-        self.answer: Callable[[Request], Reply] = lambda request: Reply(b"", 404)
+    def __init__(self, port: int = 0, answer: Callable[[Request], Reply] = lambda request: Reply(b"", 404)):
+        self.answer = answer
         self.requests: list[Request] = []
         self.most_at_once, self._now, self._lock, self._closed = 0, 0, threading.Lock(), False
         stub = self

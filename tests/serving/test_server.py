@@ -60,8 +60,7 @@ def test_a_server_that_is_away_is_waited_for(stub):
     stub.close()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(VLLMServer(f"http://127.0.0.1:{port}", deadline=20.0).get, "/x")
-        with StubServer(port) as again:
-            again.answer = lambda request: Reply({"ok": 2})
+        with StubServer(port, lambda request: Reply({"ok": 2})):
             assert answer.result() == {"ok": 2}
 
 

@@ -23,8 +23,7 @@ class EngineServer(StubServer):
         self.model, self.keeps_head = _load(path), keeps_head
         self.completions: dict[tuple[tuple[int, ...], int], list[int]] = {}
         self.loaded, self._one_at_a_time = 0, threading.Lock()
-        super().__init__(port)
-        self.answer = self._answer
+        super().__init__(port, self._answer)
 
     def _answer(self, request: Request) -> Reply:
         with self._one_at_a_time:

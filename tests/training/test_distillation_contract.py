@@ -70,7 +70,7 @@ def test_training_on_prompts_alone_moves_every_parameter_and_keeps_it_finite(tra
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("name", ["use_vllm", "top_p", "min_p", "repetition_penalty", "max_tool_calling_iterations"])
+@pytest.mark.parametrize("name", ["top_p", "min_p", "repetition_penalty", "max_tool_calling_iterations"])
 def test_an_argument_of_distillation_that_is_not_here_is_an_error(name):
     """Sampling is from the plain softmax: a cut-off distribution is not the one that is scored."""
     with pytest.raises(TypeError, match=name):

@@ -132,7 +132,7 @@ def test_only_the_last_assistant_turn_is_trained_on(build):
     assert trainer.processing_class.decode(batch["prompts"][0]).count("<|im_start|>assistant") == 2
 
 
-@pytest.mark.parametrize("name", ["use_uld_loss", "use_vllm", "num_generations", "uld_skip_student_eos"])
+@pytest.mark.parametrize("name", ["use_uld_loss", "num_generations", "uld_skip_student_eos"])
 def test_an_argument_of_gold_that_is_not_here_is_an_error(name):
     with pytest.raises(TypeError, match=name):
         CrossTokenizerGKDConfig("out", **{name: 1})
