@@ -11,7 +11,7 @@ from tests.serving.vllm_server import vllm_server
 from tests.training.fixed_rollouts import whole_step
 from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
 from trl_xtok.cli.demo_models import demo_model_path
-from trl_xtok.errors import DependencyError, ServerError
+from trl_xtok.errors import ServerError
 from trl_xtok.serving.completions import CompletionServer
 from trl_xtok.training import served_student
 from trl_xtok.training.scoring import causal_lm, completion_logps, pack
@@ -22,10 +22,7 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture(scope="module")
 def student() -> str:
-    try:
-        return str(demo_model_path("smollm2-135m-instruct"))
-    except DependencyError as error:
-        pytest.skip(str(error))
+    return str(demo_model_path("smollm2-135m-instruct"))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Chunks joined over cuts that the student would have undone: against the slow reference, metrics and refusals."""
 
 from dataclasses import replace
-from functools import cached_property
 
 import pytest
 import torch
@@ -24,13 +23,10 @@ class JoiningAligner:
         self._trainer, self._reference, self._plain = trainer, reference, trainer.aligner
         self._prompts = {tuple(ids): prompt for prompt, ids in trainer.rollouts.items()}
         self.cuts, self.joined = 0, 0
+        self._known = {}
 
     def __getattr__(self, name):
         return getattr(self._plain, name)
-
-    @cached_property
-    def _known(self):
-        return {}
 
     def align(self, ids):
         """Chunk numbers skip those that were joined to the one before."""

@@ -19,7 +19,7 @@ from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unre
 from .lookahead import find_cuts, find_joins, join_chunks
 from .scoring import completion_states, read_lm_head
 from .selection import Selection
-from .teachers import LocalTeacher, Teacher, expect_by_teacher, token_logps_by_teacher
+from .teachers import LocalTeacher, Teacher, expect_by_teacher, in_its_tokens, token_logps_by_teacher
 from .vocab_comparison import VocabComparison
 from .window import MicroBatch, Rollout, StudentScores, assemble
 
@@ -108,15 +108,14 @@ class Objective:
         self, rollouts: Sequence[Rollout], *, teachers: Sequence[Teacher], selection: Selection, device: torch.device
     ) -> MicroBatch:
         """Have the teachers say what this objective reads of them, and put the micro-batch together."""
-        prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
-        completions = [rollout.alignment.teacher_ids for rollout in rollouts]
         comparison = self.comparison
         if not self._asks_teachers(selection):
-            scores, comparison = (torch.zeros(sum(map(len, completions))), None), None
+            unread = torch.zeros(sum(len(rollout.alignment.teacher_ids) for rollout in rollouts))
+            scores, comparison = (unread, None), None
         elif comparison is None:
             scores = token_logps_by_teacher(rollouts, teachers), None
         else:
-            scores = cast(LocalTeacher, teachers[0]).token_logps_and_states(prompts, completions)
+            scores = cast(LocalTeacher, teachers[0]).token_logps_and_states(*in_its_tokens(rollouts))
         batch = assemble(rollouts, *scores, selection, comparison, device)
         # Chunks that are compared or left out are none to join.
         if self.aligners and not selection.one_to_one_only:

@@ -107,13 +107,21 @@ def refuse_names(tokenizer: Any, args: CrossTokenizerGKDConfig) -> None:
     Raises:
         ConfigError: If something is a dictionary.
     """
-    given = {"teacher_processing_class": tokenizer, "args.teacher_server_url": args.teacher_server_url}
-    for name, value in (given | {"args.teacher_weights": args.teacher_weights}).items():
+    for name, value in _by_name(tokenizer, args).items():
         if isinstance(value, Mapping):
             raise ConfigError(
                 f"`{name}` is a dictionary with {', '.join(map(repr, value))}, which is for several teachers, but "
                 "`teacher_model` is no dictionary of them. Give one, or drop the names."
             )
+
+
+def _by_name(tokenizers: Any, args: CrossTokenizerGKDConfig) -> dict[str, Any]:
+    """What has the names of several teachers, and none where there is one."""
+    return {
+        "teacher_processing_class": tokenizers,
+        "args.teacher_server_url": args.teacher_server_url,
+        "args.teacher_weights": args.teacher_weights,
+    }
 
 
 def _check_several(teachers: Mapping[str, Any], tokenizers: Any, args: CrossTokenizerGKDConfig) -> None:
@@ -122,8 +130,7 @@ def _check_several(teachers: Mapping[str, Any], tokenizers: Any, args: CrossToke
             f"`teacher_model` names the teachers {list(teachers)!r}, but each needs a name, as the dataset's "
             f"`{COLUMN}` column has it."
         )
-    given = {"teacher_processing_class": tokenizers, "args.teacher_server_url": args.teacher_server_url}
-    for name, value in (given | {"args.teacher_weights": args.teacher_weights}).items():
+    for name, value in _by_name(tokenizers, args).items():
         if value is not None and (not isinstance(value, Mapping) or not value.keys() <= teachers.keys()):
             raise ConfigError(
                 f"`{name}` is {list(value) if isinstance(value, Mapping) else type(value).__name__}, but with several "

@@ -104,15 +104,15 @@ def expect_by_teacher(rollouts: Sequence[Rollout], teachers: Sequence[Teacher]) 
         teachers: In the order of their numbers.
     """
     for number, teacher in enumerate(teachers):
-        teacher.expect(*_in_its_tokens([rollout for rollout in rollouts if rollout.teacher == number]))
+        teacher.expect(*in_its_tokens([rollout for rollout in rollouts if rollout.teacher == number]))
 
 
 def _token_logps(teacher: Teacher, rollouts: Sequence[Rollout]) -> Tensor:
-    return teacher.token_logps(*_in_its_tokens(rollouts))
+    return teacher.token_logps(*in_its_tokens(rollouts))
 
 
-def _in_its_tokens(rollouts: Sequence[Rollout]) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and completions."""
+def in_its_tokens(rollouts: Sequence[Rollout]) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and completions of rollouts that one teacher scores."""
     prompts = [rollout.teacher_prompt_ids for rollout in rollouts]
     return prompts, [rollout.alignment.teacher_ids for rollout in rollouts]
 
