@@ -136,7 +136,8 @@ def test_a_training_set_without_turns_is_refused(make_trainer):
 def test_a_later_turn_that_is_too_long_is_found_before_training(make_trainer):
     chats = [[HI, HELLO], [HI, HELLO, message("user", "word " * 200), CIAO]]
     dataset = Dataset.from_dict({"messages": chats})
-    with pytest.raises(DataError, match=r"Row 2 of `train_dataset`: A prompt has 2\d\d student tokens"):
+    where = r"Row 2 of `train_dataset` \(with a row for each assistant turn\)"
+    with pytest.raises(DataError, match=where + r": A prompt has 2\d\d student tokens"):
         make_trainer(assistant_turns="all", arguments=shared_tokenizers() | {"train_dataset": dataset})
 
 

@@ -87,6 +87,17 @@ def test_noncanonical_and_stopped_rollouts_are_counted(logged):
     assert log["num_tokens"] > sum(map(len, rollouts().values()))
 
 
+@pytest.mark.parametrize("objective", ["hybrid", "prefix_jsd"])
+def test_the_loss_in_its_two_parts(logged, teacher_path, objective):
+    options = {"objective": objective, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    log, _ = logged(rollouts(), teacher_path, chunk_weight=0.5, **options)
+    without, _ = logged(rollouts(), teacher_path, chunk_weight=0.0, **options)
+    assert log["matched_loss"] + log["unmatched_loss"] == pytest.approx(log["loss"], abs=1e-4)
+    assert log["matched_loss"] == pytest.approx(without["loss"], abs=1e-4)
+    assert abs(log["unmatched_loss"]) > 1e-3
+    assert without["unmatched_loss"] == 0
+
+
 def test_the_losses_of_both_kinds_of_steps_are_told_apart(tmp_path, padded_student_path, teacher_path):
     dataset = Dataset.from_dict({"prompt": PROMPTS, "completion": [f"{answer} and more" for answer in PLAIN * 2]})
     runs = {"mixed": {"lmbda": 0.5, "logging_steps": 6}, "apart": {"lmbda": 0.5, "logging_steps": 1}}

@@ -163,6 +163,19 @@ def test_a_template_file_serves_a_student_without_one(build, tmp_path):
     assert trainer.processing_class.decode(student) == "<Hi>"
 
 
+def test_a_template_file_of_the_student_is_not_taken_for_the_teachers(build, tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for message in messages %}<{{ message['content'] }}>{% endfor %}")
+    tokenizer = without_template(real_tokenizers.smollm2())
+    with pytest.raises(ConfigError, match=r"`chat_template_path=.*the very object.*a second time"):
+        build(
+            train_dataset=Dataset.from_list(CONVERSATIONS),
+            processing_class=tokenizer,
+            teacher_processing_class=tokenizer,
+            chat_template_path=str(file),
+        )
+
+
 def test_a_template_file_serves_a_teacher_without_one(build, tmp_path):
     """Its end of turn is the one that this template writes."""
     file = tmp_path / "template.jinja"

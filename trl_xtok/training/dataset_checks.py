@@ -219,7 +219,7 @@ def _check_rows(
             rows = _rows_by_length(name, dataset, collator, completes)
             of_part = ((length, number, row) for length, number, row in rows if collator.of(row) is part)
             for _, number, row in heapq.nlargest(_LONGEST, of_part):
-                with _at_row(name, number):
+                with _at_row(name, number, row):
                     _tokenize(row, collator, completes)
 
 
@@ -233,7 +233,7 @@ def _rows_by_length(
     name: str, dataset: Dataset, collator: PromptCollator, completes: bool
 ) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
     for number, row in enumerate(dataset):
-        with _at_row(name, number):
+        with _at_row(name, number, row):
             # One of several teachers that a row names must be there.
             collator.of(row)
             example = collator.split_text(row) if completes else row
@@ -242,12 +242,13 @@ def _rows_by_length(
 
 
 @contextmanager
-def _at_row(name: str, number: int) -> Iterator[None]:
+def _at_row(name: str, number: int, row: Mapping[str, Any]) -> Iterator[None]:
     """Say in which row something was found."""
     try:
         yield
     except (DataError, TemplateError) as error:
-        raise type(error)(f"Row {number} of `{name}`: {error}") from error
+        turns = " (with a row for each assistant turn)" if ASSISTANT_TURN in row else ""
+        raise type(error)(f"Row {number} of `{name}`{turns}: {error}") from error
 
 
 def _need_template(side: str, template: Any, tokenizer: PreTrainedTokenizerBase, argument: str) -> None:

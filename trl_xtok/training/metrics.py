@@ -50,6 +50,8 @@ _SUMS = (
     "cross_entropy",
     "surprise",
     "loss",
+    "matched_loss",
+    "unmatched_loss",
     "rollouts",
     "noncanonical",
     "stopped",
@@ -162,6 +164,8 @@ def _named(sums: dict[str, float], low: dict[str, float], high: dict[str, float]
     # Left out where there is nothing to average: a zero would read as a perfect match.
     if sums["bytes"]:
         metrics["xtok/reverse_kl_per_byte"] = sums["log_ratio"] / sums["bytes"]
+    if sums["matched_loss"] or sums["unmatched_loss"]:
+        metrics |= {part: ratio(part, "steps") for part in ("matched_loss", "unmatched_loss")}
     if sums["compared"]:
         metrics["xtok/vocab_jsd"] = sums["divergence"] / sums["compared"]
     if sums["cuts"]:

@@ -24,6 +24,8 @@ from .vocab_comparison import VocabComparison
 from .window import MicroBatch, Rollout, StudentScores, assemble
 
 
+# Of an objective that has both: what comes from distributions that were compared, and from samples.
+LOSS_PARTS = ("matched_loss", "unmatched_loss")
 # Objectives that compare next-token distributions.
 _COMPARING: tuple[ObjectiveName, ...] = ("exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd")
 
@@ -206,10 +208,13 @@ def token_losses(
         sums.pop("surprise", None)
     if scores.joins is not None:
         sums |= {"joined": scores.joins.sum(), "cuts": float(sum(len(cuts.chunks) for cuts in batch.cuts))}
+    credit = losses.detach()
     if joined.starts is not None and scores.compared is not None:
         divergences = scores.compared.divergences.to(losses.dtype)
         losses = losses.index_add(0, joined.starts.tokens, divergences)
         sums |= {"divergence": divergences.detach().sum(), "compared": float(len(divergences))}
+    if credited is not None and objective.name in _COMPARING:
+        sums |= dict(zip(LOSS_PARTS, ((losses.detach() - credit).sum(), credit.sum()), strict=True))
     return losses if batch.weights is None else losses * batch.weights, sums, credited
 
 

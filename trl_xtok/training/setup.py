@@ -168,8 +168,15 @@ def make_collator(
     """The collator that `args` ask for; it leaves room for a completion in `max_length` and in both contexts.
 
     Raises:
-        ConfigError: If a completion alone fills one of the contexts.
+        ConfigError: If a completion alone fills one of the contexts, or one object is the tokenizer of both models and
+            was given the student's chat template.
     """
+    if student_tokenizer is teacher_tokenizer and args.chat_template_path and not args.teacher_chat_template_path:
+        raise ConfigError(
+            f"`chat_template_path={args.chat_template_path!r}` is for the student, but `teacher_processing_class` is "
+            "the very object that is the student's tokenizer, so the teacher would read this template as well. Load "
+            "its tokenizer a second time, or set `teacher_chat_template_path`."
+        )
     lengths = [length for length in (args.max_length, context_length(student_config)) if length is not None]
     path = args.teacher_chat_template_path
     return PromptCollator(

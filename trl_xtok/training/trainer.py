@@ -32,7 +32,7 @@ from .engine_rollouts import make_engine
 from .evaluation import EvaluatingGKDTrainer
 from .metrics import Mode
 from .model_card import PAPER, add_teachers
-from .objective import choose_objective, make_objective, student_scores, token_losses
+from .objective import LOSS_PARTS, choose_objective, make_objective, student_scores, token_losses
 from .off_policy import TeacherWriter, is_on_policy, read_completions
 from .rollouts import generate_completions, sampling_seed
 from .run_history import RunHistory
@@ -264,8 +264,10 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         scores = call_through_wrapper(model, student, self._student_scores, student, batch)
         losses, sums, credited = token_losses(scores, batch, self.objective, self.args)
         # DDP averages over the ranks; the normalizer counts the tokens of all of them.
-        loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
-        self._run_log.add(batch, scores.logps, credited, sums | {"loss": loss.detach()}, self._mode_of(batch))
+        scale = self.accelerator.num_processes / num_items_in_batch
+        loss = losses.sum() * scale
+        sums |= {"loss": loss.detach()} | {name: sums[name] * scale for name in LOSS_PARTS if name in sums}
+        self._run_log.add(batch, scores.logps, credited, sums, self._mode_of(batch))
         return (loss, None) if return_outputs else loss
 
     def _mode_of(self, batch: MicroBatch) -> Mode:
