@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,8 +36,13 @@ def text(content: str) -> list[int]:
 
 def raw(content: bytes) -> list[int]:
     """One token per byte; not every byte has one."""
-    shown, vocabulary = printable_bytes(), real_tokenizers.smollm2().get_vocab()
-    return [vocabulary[shown[byte]] for byte in content]
+    return [_tokens_of_bytes()[byte] for byte in content]
+
+
+@cache
+def _tokens_of_bytes() -> dict[int, int]:
+    vocabulary = real_tokenizers.smollm2().get_vocab()
+    return {byte: vocabulary[shown] for byte, shown in printable_bytes().items() if shown in vocabulary}
 
 
 def stop() -> list[int]:
