@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from tests.training.fixed_rollouts import Step, lora, raw, rollouts, text, train_one_step
 from tests.training.tiny_models import PROMPTS
@@ -139,6 +140,7 @@ def main(student: str, teacher: str, folder: str) -> None:
     rank = os.environ["RANK"]
     steps = {name: take(student, teacher, folder, case) for name, case in cases().items()}
     torch.save(steps, f"{folder}/rank{rank}.pt")
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def main(student: str, teacher: str, folder: str) -> None:
             trainer.train()
         except ServerError as error:
             Path(folder, f"rank{os.environ['RANK']}.txt").write_text(f"{error}\n{error.__notes__[0]}")
+        trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
