@@ -4,12 +4,14 @@ The models are random but not flat: their weights are drawn ten times wider than
 depends on its prefix by whole nats and a mistake cannot hide in rounding.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
 from transformers import (
+    AutoTokenizer,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -42,6 +44,9 @@ FAMILIES = {
     "granite": (GraniteConfig, GraniteForCausalLM),
     "phi": (PhiConfig, PhiForCausalLM),
 }
+
+# Folders that `save` wrote.
+_saved: set[str] = set()
 
 # Of unequal length in both models' tokens.
 PROMPTS = [
@@ -83,7 +88,13 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _saved.add(str(folder))
     return str(folder)
+
+
+@cache
+def _tokenizer_of(folder: str) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def prompt_dataset(prompts: list[str] = PROMPTS) -> Dataset:
@@ -118,6 +129,12 @@ def tiny_trainer(
     trainer_class: type[Trainer] = CrossTokenizerGKDTrainer,
     **arguments: Any,
 ) -> Trainer:
-    """A trainer over `PROMPTS`; further arguments are the trainer's."""
+    """A trainer over `PROMPTS`; further arguments are the trainer's.
+
+    Tokenizers that it would find by name are read once for all trainers, but where one is given as `None`.
+    """
     arguments.setdefault("train_dataset", prompt_dataset())
+    for name, model in {"processing_class": student, "teacher_processing_class": teacher}.items():
+        if isinstance(model, str) and model in _saved:
+            arguments.setdefault(name, _tokenizer_of(model))
     return trainer_class(student, teacher, args, **arguments)
