@@ -82,6 +82,7 @@ LAYERS = [
     "training.advantages",
     "training.objective",
     "training.metrics",
+    "training.aligning",
     "training.served_student",
     "training.engine_rollouts",
     "training.guards",

@@ -15,6 +15,7 @@ from tests.conversion import printable_bytes
 from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
 from trl_xtok import CrossTokenizerGKDTrainer
 from trl_xtok.training.data import unpad
+from trl_xtok.training.rollouts import OnWritten
 
 
 # Rows of the embedding beyond the tokenizer, as many models have them; the student can sample these ids too.
@@ -77,9 +78,9 @@ class FixedTrainer(CrossTokenizerGKDTrainer):
     rollouts: dict[str, list[int]] | None = None
     sampled: Sequence[list[int]] = ()
 
-    def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
+    def _roll_out(self, prompts: Sequence[dict[str, Tensor]], on_written: OnWritten) -> list[list[int]]:
         if self.rollouts is None:
-            self.sampled = super()._roll_out(prompts)
+            self.sampled = super()._roll_out(prompts, on_written)
         else:
             by_prompt = {tuple(self.data_collator.tokenize(p)[0]): ids for p, ids in self.rollouts.items()}
             rows = (row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"]))

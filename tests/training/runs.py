@@ -39,7 +39,7 @@ def write(trainer: CrossTokenizerGKDTrainer, text: str, *, stop: bool = True) ->
     tokenizer = trainer.processing_class
     ids = [*tokenizer.encode(text, add_special_tokens=False), *[tokenizer.eos_token_id] * stop]
 
-    def roll_out(prompts):
+    def roll_out(prompts, on_written):
         return [list(ids) for batch in prompts for _ in batch["prompts"]]
 
     trainer._roll_out = roll_out

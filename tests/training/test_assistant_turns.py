@@ -160,10 +160,10 @@ def test_a_run_answers_every_turn(make_trainer, streamed):
     )
     seen, roll_out = [], trainer._roll_out
 
-    def record(prompts):
+    def record(prompts, on_written):
         seen.extend(row[mask.bool()].tolist() for b in prompts
                     for row, mask in zip(b["prompts"], b["prompt_attention_mask"], strict=True))  # fmt: skip
-        return roll_out(prompts)
+        return roll_out(prompts, on_written)
 
     trainer._roll_out = record
     expected = [trainer.data_collator.tokenize(chat[:end])[0] for chat in CHATS for end in (1, 3)]

@@ -148,6 +148,17 @@ def test_a_phase_is_timed(accelerator):
     assert 0 < float(metrics._sums["time_align"]) < 1
 
 
+def test_a_phase_within_another_counts_once(accelerator, monkeypatch):
+    clock = iter([0, 1, 2, 4, 5, 10])
+    monkeypatch.setattr("trl_xtok.training.metrics.time.perf_counter", lambda: next(clock))
+    metrics = RunMetrics()
+    with metrics.timed("rollout"):
+        for _ in range(2):
+            with metrics.timed("align"):
+                pass
+    assert (metrics._sums["time_align"], metrics._sums["time_rollout"]) == (2, 8)
+
+
 def test_a_sum_that_is_not_reported_is_an_error():
     with pytest.raises(KeyError, match="'trainde' is not a sum that is reported; the sums are tokens, sampled"):
         RunMetrics().add({"trainde": 1.0})

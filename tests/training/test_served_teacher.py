@@ -304,7 +304,8 @@ def test_one_address_is_a_list_of_one(tmp_path):
 
 
 def test_micro_batches_do_not_wait_for_one_another(served, server):
-    trainer = served(per_device_train_batch_size=1, gradient_accumulation_steps=4, logging_steps=1)
+    sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "generation_batch_size": 4}
+    trainer = served(**sizes)
     before = len(server.requests)
     trainer.train()
     (request,) = [request for request in server.requests[before:] if request.path == "/v1/completions"]

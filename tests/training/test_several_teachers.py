@@ -13,7 +13,8 @@ from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, roll
 from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
 from trl_xtok.alignment.token_bytes import token_bytes
 from trl_xtok.errors import ConfigError, DataError
-from trl_xtok.training.window import align_rollouts
+from trl_xtok.training.aligning import WindowAligner
+from trl_xtok.training.metrics import RunMetrics
 
 
 ROWS = [{"prompt": prompt, "teacher": name} for prompt, name in zip(PROMPTS, ["books", "code"] * 4, strict=True)]
@@ -104,7 +105,7 @@ def test_a_collator_of_ones_own_must_name_them(build):
     batch = trainer.data_collator(ROWS[:2])
     del batch["teacher_numbers"]
     with pytest.raises(DataError, match=r"There are 2 teachers, but a batch holds prompts, .*no `teacher_numbers`"):
-        align_rollouts(trainer.aligners, batch, iter([[], []]))
+        WindowAligner(trainer.aligners, [batch], RunMetrics())
 
 
 LOADING = ({"load_teacher_in_4bit": True}, {"teacher_model_init_kwargs": {"dtype": "float32"}})

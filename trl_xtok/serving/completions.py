@@ -7,7 +7,7 @@ vocabulary, and ended where sampling here would have ended.
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,18 @@ class CompletionServer:
         """Take the server for one that was not interrupted, since another process has it read weights."""
         self._interruptions = self._server.interruptions
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[SampledCompletion]:
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        on_sampled: Callable[[int, SampledCompletion], None] | None = None,
+    ) -> list[SampledCompletion]:
         """One completion for each prompt.
 
         Args:
             prompts: Token ids of each prompt.
             seeds: One for each prompt; the same seed draws the same again, but for rounding.
+            on_sampled: Is given each completion and the place of its prompt when it is there, in this thread.
 
         Raises:
             ServerError: If the server does not answer, refuses a prompt, or an answer is not what was asked for.
@@ -99,7 +105,12 @@ class CompletionServer:
             return []
         with ThreadPoolExecutor(min(self._requests, len(prompts))) as pool:
             futures = [pool.submit(self._sample, *pair) for pair in zip(prompts, seeds, strict=True)]
+            places = {future: place for place, future in enumerate(futures)}
             try:
+                for future in as_completed(futures):
+                    completion = future.result()
+                    if on_sampled is not None:
+                        on_sampled(places[future], completion)
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -21,7 +21,7 @@ from ..serving.server import VLLMServer
 from .config import CrossTokenizerGKDConfig
 from .metrics import RunMetrics
 from .processes import failing_together, true_of_any
-from .rollouts import end_ids
+from .rollouts import OnWritten, end_ids
 from .scoring import causal_lm, completion_logps, pack
 from .served_student import refuse_quantized, saved_for_server
 from .trl_compat import VLLMGeneration
@@ -48,7 +48,13 @@ class EngineRollouts(ABC):
         self._args, self._accelerator = args, accelerator
 
     def generate(
-        self, student: nn.Module, prompts: Sequence[Sequence[int]], metrics: RunMetrics, *, new_weights: bool
+        self,
+        student: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        metrics: RunMetrics,
+        *,
+        new_weights: bool,
+        on_written: OnWritten,
     ) -> list[list[int]]:
         """Sample one completion for each prompt.
 
@@ -57,6 +63,8 @@ class EngineRollouts(ABC):
             prompts: Token ids of each prompt.
             metrics: Take what it cost, and by how much the engine's log-probs differ from the student's.
             new_weights: Whether the student may have changed since the last call.
+            on_written: Is given each completion when it is there, by the place of its prompt; once more if it had to
+                be sampled again.
 
         Returns:
             The ids exactly as sampled, the stop token included if one was.
@@ -71,7 +79,7 @@ class EngineRollouts(ABC):
                 self._sync(student, metrics)
             # Nobody sends new weights before all have their completions.
             with failing_together("has no completions from the engine"):
-                completions = self._sample(prompts, seeds)
+                completions = self._sample(prompts, seeds, on_written)
             if not true_of_any(self._was_interrupted()):
                 break
             if self._accelerator.is_main_process:
@@ -101,7 +109,9 @@ class EngineRollouts(ABC):
         """Give the engine the weights of the student."""
 
     @abstractmethod
-    def _sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[SampledCompletion]:
+    def _sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], on_written: OnWritten
+    ) -> list[SampledCompletion]:
         """One completion for each prompt, drawn with its seed if the engine takes one."""
 
     def _was_interrupted(self) -> bool:
@@ -183,8 +193,10 @@ class ServerRollouts(EngineRollouts):
         else:
             self._server.start_over()
 
-    def _sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[SampledCompletion]:
-        return self._server.sample(prompts, seeds)
+    def _sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], on_written: OnWritten
+    ) -> list[SampledCompletion]:
+        return self._server.sample(prompts, seeds, lambda place, completion: on_written({place: completion.ids}))
 
     def _was_interrupted(self) -> bool:
         return self._server.was_interrupted
@@ -236,7 +248,9 @@ class TRLRollouts(EngineRollouts):
     def _send_weights(self, student: nn.Module) -> None:
         self._engine.sync_weights()
 
-    def _sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[SampledCompletion]:
+    def _sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], on_written: OnWritten
+    ) -> list[SampledCompletion]:
         rows = [list(prompt) for prompt in prompts]
         _, completions, logps, _ = self._engine.generate(prompts=rows, images=None, num_generations=1)
         return [

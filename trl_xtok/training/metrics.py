@@ -81,6 +81,8 @@ class RunMetrics:
     def __init__(self):
         self._num_tokens = 0
         self.collected: dict[str, float] = {}
+        # Seconds of the phases that ended within the one that is being timed.
+        self._within = 0.0
         self._start_over()
 
     def _start_over(self) -> None:
@@ -122,10 +124,12 @@ class RunMetrics:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the wall time of the block to `phase`."""
-        start = time.perf_counter()
+        """Add the wall time of the block to `phase`, but for what belongs to another phase within it."""
+        start, around, self._within = time.perf_counter(), self._within, 0.0
         yield
-        self.add({f"time_{phase}": time.perf_counter() - start})
+        seconds = time.perf_counter() - start
+        self.add({f"time_{phase}": seconds - self._within})
+        self._within = around + seconds
 
     def collect(self, accelerator: Accelerator) -> dict[str, float]:
         """The metrics over all ranks, by their public names; empty if nothing was added on any rank."""

@@ -1,6 +1,6 @@
 """Rollouts: completions that the student has just sampled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -12,6 +12,8 @@ from .data import left_pad, unpad
 from .trl_compat import GKDTrainer
 
 
+# Takes completions, by the place of their prompt, while others are still to be written.
+OnWritten = Callable[[Mapping[int, list[int]]], None]
 # Keeps evaluation from drawing what some training step draws.
 _EVALUATION = 1_000_003
 
@@ -66,6 +68,7 @@ def generate_completions(
     generation_config: GenerationConfig,
     batch_size: int,
     device: torch.device,
+    on_written: OnWritten | None = None,
 ) -> list[list[int]]:
     """Sample one completion for each prompt.
 
@@ -75,6 +78,7 @@ def generate_completions(
         generation_config: How to sample; `eos_token_id` holds every stop id.
         batch_size: Number of completions generated together.
         device: Where the model takes its input.
+        on_written: Is given the completions that were generated together, by the place of their prompt.
 
     Returns:
         The ids exactly as sampled, the stop token included if one was.
@@ -91,7 +95,10 @@ def generate_completions(
             group = places[start : start + batch_size]
             ids, mask = left_pad([prompts[place] for place in group], generation_config.pad_token_id)
             inputs = {"prompts": ids.to(device), "prompt_attention_mask": mask.to(device)}
-            completions.update(zip(group, _completions_of(model, inputs, generation_config), strict=True))
+            written = dict(zip(group, _completions_of(model, inputs, generation_config), strict=True))
+            completions |= written
+            if on_written is not None:
+                on_written(written)
     model.train(training)
     return [completions[place] for place in range(len(prompts))]
 

@@ -2,8 +2,11 @@
 
 import hashlib
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from jaxtyping import Float
@@ -48,23 +51,51 @@ class ServedTeacher:
         self.scorer, self.config = scorer, config
         self.model = TeacherStandIn(config)
         self._context, self._vocab_size = context_length(config), config.vocab_size
-        self._expected: dict[Completion, list[float]] = {}
+        # One at a time: while it asks for some, the next are gathered.
+        self._thread = ThreadPoolExecutor(1, "trl_xtok-teacher")
+        weakref.finalize(self, self._thread.shutdown, wait=False, cancel_futures=True)
+        self._lock = Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._expected: set[Completion] = set()
+        self._waiting: list[Completion] = []
+        self._pending: list[Future[None]] = []
+        self._known: dict[Completion, list[float]] = {}
+        self._has_failed = False
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """Nothing is moved; but if one process has no scores, none goes on, and all fail for the same reason."""
-        with failing_together("has no scores of the teacher"):
-            yield
+        try:
+            with failing_together("has no scores of the teacher"):
+                yield
+        finally:
+            for future in self._pending:
+                future.cancel()
+            self._forget()
 
     def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
-        """Ask for all of them at once, so that micro-batches do not wait for one another.
+        """Ask for them in the background, each once; all that came while the server was busy is asked for together."""
+        asked = dict.fromkeys(self._readable(*pair) for pair in zip(prompts, completions, strict=True))
+        new = [each for each in asked if each not in self._expected]
+        if not new:
+            return
+        self._expected.update(new)
+        with self._lock:
+            self._waiting += new
+        self._pending.append(self._thread.submit(self._ask))
 
-        Raises:
-            ServerError: If a server stays away, or answers what cannot be used.
-            CacheError: If the file with the scores cannot be used.
-        """
-        asked = [self._readable(*pair) for pair in zip(prompts, completions, strict=True)]
-        self._expected = dict(zip(asked, self.scorer.scores(asked), strict=True))
+    def _ask(self) -> None:
+        with self._lock:
+            asked, self._waiting = self._waiting, []
+        # Without what was asked before, the step has ended already.
+        if not self._has_failed:
+            try:
+                self._known |= zip(asked, self.scorer.scores(asked), strict=True)
+            except BaseException:
+                self._has_failed = True
+                raise
 
     def token_logps(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
@@ -75,11 +106,11 @@ class ServedTeacher:
             ServerError: If a server stays away, or answers what cannot be used.
             CacheError: If the file with the scores cannot be used.
         """
-        asked = [self._readable(*pair) for pair in zip(prompts, completions, strict=True)]
-        # What was expected and is missing is missing for good.
-        unexpected = [each for each in asked if each not in self._expected]
-        known = self._expected | dict(zip(unexpected, self.scorer.scores(unexpected), strict=True))
-        scores = [known[each] for each in asked]
+        self.expect(prompts, completions)
+        while self._pending:
+            self._pending.pop(0).result()
+        # What is missing there is missing for good.
+        scores = [self._known[self._readable(*pair)] for pair in zip(prompts, completions, strict=True)]
         logps = torch.full((sum(map(len, completions)),), torch.nan)
         start = 0
         for completion, values in zip(completions, scores, strict=True):

@@ -45,7 +45,7 @@ class Teacher(Teaching, Protocol):
     name: str
 
     def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
-        """What it will be asked for in this optimizer step, micro-batch by micro-batch, within `on_device`."""
+        """Some of what it will be asked for when the next `on_device` is entered, as early as that is known."""
         ...
 
     def token_logps(

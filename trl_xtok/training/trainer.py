@@ -25,6 +25,7 @@ from transformers import (
 
 from . import loading, setup
 from .advantages import fix_means
+from .aligning import WindowAligner
 from .config import CrossTokenizerGKDConfig
 from .data import unpad
 from .dataset_checks import evaluation_collator, prepare_datasets, refuse_short_stream
@@ -34,7 +35,7 @@ from .metrics import Mode
 from .model_card import PAPER, add_teachers
 from .objective import LOSS_PARTS, choose_objective, make_objective, student_scores, token_losses
 from .off_policy import TeacherWriter, is_on_policy, read_completions
-from .rollouts import generate_completions, sampling_seed
+from .rollouts import OnWritten, generate_completions, sampling_seed
 from .run_history import RunHistory
 from .run_log import RunLog
 from .scoring import causal_lm, check_head, completion_logps
@@ -48,7 +49,7 @@ from .trl_compat import (
     gkd_init,
     unwrap_model_for_generation,
 )
-from .window import MicroBatch, StudentScores, align_rollouts
+from .window import MicroBatch, StudentScores
 
 
 _OFF: Mode = "off_policy"
@@ -202,14 +203,14 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         """The micro-batches of a window and their trained tokens; `rows` of a single one count, all if `None`."""
         metrics = self._run_log.metrics[mode]
         on_policy = not self.args.eval_on_dataset if mode == "eval" else mode != _OFF
+        teachers = [*self.teachers.values()]
+        window = WindowAligner(self.aligners, prompts, metrics, teachers=teachers if on_policy else (), rows=rows)
+        read = self._written if mode == _OFF else read_completions
         with metrics.timed("rollout"):
-            written = (self._roll_out if on_policy else self._written if mode == _OFF else read_completions)(prompts)
-            completions = iter(written if rows is None else written[:rows] + [[] for _ in written[rows:]])
-        with metrics.timed("align"):
-            windows = [align_rollouts(self.aligners, batch, completions) for batch in prompts]
+            windows = window.finish(self._roll_out(prompts, window.add) if on_policy else read(prompts))
         with metrics.timed("teacher"), self.teacher.on_device():
             selection = self.objective.selection(self.args, self.aligners, on_policy=on_policy)
-            options = {"teachers": [*self.teachers.values()], "selection": selection, "device": self.args.device}
+            options = {"teachers": teachers, "selection": selection, "device": self.args.device}
             batches = self.objective.score_window(windows, **options)
         for batch in batches:
             batch.rollouts = batch.rollouts[:rows]
@@ -219,19 +220,20 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         # The parent counts floating-point operations and tokens from what the model reads.
         return [{**b.packed, "micro_batch": b} for b in batches], trained
 
-    def _roll_out(self, prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
+    def _roll_out(self, prompts: Sequence[dict[str, Tensor]], on_written: OnWritten) -> list[list[int]]:
         rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
         if self._engine is not None:
             mode: Mode = "train" if self.model.training else "eval"
-            is_new = mode == "train" or self._eval_batches == 1
-            return self._engine.generate(self.model, rows, self._run_log.metrics[mode], new_weights=is_new)
+            options = {"new_weights": mode == "train" or self._eval_batches == 1, "on_written": on_written}
+            return self._engine.generate(self.model, rows, self._run_log.metrics[mode], **options)
         size = self.args.generation_batch_size or self._train_batch_size
         checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with (
             unwrap_model_for_generation(self.model_wrapped, self.accelerator, **checkpointing) as student,
             self.accelerator.autocast(),
         ):
-            return generate_completions(causal_lm(student), rows, self.generation_config, size, self.args.device)
+            options = {"batch_size": size, "device": self.args.device, "on_written": on_written}
+            return generate_completions(causal_lm(student), rows, self.generation_config, **options)
 
     def _fix_window(self, batches: Sequence[MicroBatch], mode: Mode) -> Tensor:
         """Fix what depends on the whole optimizer step; return the number of its trained tokens."""

@@ -5,7 +5,7 @@ is not trained on is counted by reason here, before anything is normalized.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,10 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..alignment.aligner import Alignment, TokenizerAligner
-from ..errors import DataError
+from ..alignment.aligner import Alignment
 from ..objectives import VocabJSD, sum_by_chunk
-from .data import unpad
 from .scoring import pack, to_device
 from .selection import Selection
 from .vocab_comparison import ChunkStarts, VocabComparison
@@ -66,43 +64,6 @@ class Rollout:
             for region, token_id in zip(regions, self.completion_ids, strict=True)
         ]
         return [differs and not before for differs, before in zip(own, [False, *own], strict=False)]
-
-
-def align_rollouts(
-    aligners: Sequence[TokenizerAligner], batch: Mapping[str, Tensor], completions: Iterator[list[int]]
-) -> list[Rollout]:
-    """Align the completions of a batch of prompts with the teacher's tokens and with the student's canonical ones.
-
-    Args:
-        aligners: For the student and each teacher.
-        batch: What [`PromptCollator`] returned.
-        completions: One for each prompt is taken from it.
-
-    Raises:
-        DataError: If there are several teachers and the batch does not say which one scores which row.
-    """
-    prompts = unpad(batch["prompts"], batch["prompt_attention_mask"])
-    teacher_prompts = unpad(batch["teacher_prompts"], batch["teacher_prompt_attention_mask"])
-    if len(aligners) > 1 and "teacher_numbers" not in batch:
-        raise DataError(
-            f"There are {len(aligners)} teachers, but a batch holds {', '.join(batch)} and no `teacher_numbers`. A "
-            "data collator of your own must say which teacher scores each row: 0 for the first one of `teacher_model`."
-        )
-    numbers = batch["teacher_numbers"].tolist() if len(aligners) > 1 else [0] * len(batch["prompts"])
-    return [
-        Rollout(
-            prompt_ids,
-            teacher_prompt_ids,
-            completion_ids,
-            alignment=(alignment := aligner.align(completion_ids)),
-            canonical=aligner.canonical(completion_ids),
-            blank_chunks=aligner.blank_chunks(completion_ids, alignment),
-            stopped=bool(completion_ids) and completion_ids[-1] in aligner.student_stop_ids,
-            teacher=number,
-        )
-        for prompt_ids, teacher_prompt_ids, number in zip(prompts, teacher_prompts, numbers, strict=True)
-        for completion_ids, aligner in ((next(completions), aligners[number]),)
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""What is gained by asking a served teacher for scores while other completions are still being written.
+
+    python -m examples.benchmarks.overlap --url http://127.0.0.1:8000
+
+SmolLM2-135M-Instruct in float32 continues pieces of this project's documentation, 16 of them in each optimizer step, 4
+at a time; the server must have a model with its tokenizer. Every second step asks when all completions are written.
+"""
+
+import argparse
+import tempfile
+from statistics import median
+
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
+from trl_xtok.cli.demo_models import demo_model_path
+
+from .report import machine_line, markdown_table, number
+from .rollouts import make_prompts
+
+
+PHASES = ("time/rollout", "time/teacher", "step_time")
+ROWS = 16
+
+
+class Alternating(CrossTokenizerGKDTrainer):
+    """Asks early in the first of two steps, and in the second when everything is written."""
+
+    def _roll_out(self, prompts, on_written):
+        later = self.state.global_step % 2
+        return super()._roll_out(prompts, (lambda written: None) if later else on_written)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", required=True, help="address of the server")
+    parser.add_argument("--new_tokens", type=int, default=32, help="tokens of a completion")
+    parser.add_argument("--pairs", type=int, default=4, help="how often the two take turns, after a first time")
+    args = parser.parse_args()
+    student = str(demo_model_path("smollm2-135m-instruct"))
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    prompts = tokenizer.batch_decode(make_prompts(tokenizer.encode, ROWS))
+    with tempfile.TemporaryDirectory() as folder:
+        config = CrossTokenizerGKDConfig(
+            folder,
+            teacher_server_url=args.url,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=ROWS // 4,
+            max_new_tokens=args.new_tokens,
+            max_steps=2 * (args.pairs + 1),
+            learning_rate=1e-6,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+        )
+        trainer = Alternating(student, student, config, train_dataset=Dataset.from_dict({"prompt": prompts}))
+        trainer.train()
+    logs = [log for log in trainer.state.log_history if "step_time" in log][2:]
+    rows = [
+        [name, *(number(median(log[phase] for log in logs[start::2])) for phase in PHASES)]
+        for name, start in (("while the others are being written", 0), ("when all are written", 1))
+    ]
+    print(machine_line("cpu"))
+    print(markdown_table(["scores are asked for", "seconds of writing", "of waiting for scores", "of a step"], rows))
+
+
+if __name__ == "__main__":
+    main()
