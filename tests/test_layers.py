@@ -56,6 +56,7 @@ LAYERS = [
     "training.processes",
     "training.checkpoints",
     "training.config_checks",
+    "training.config_numbers",
     "training.config_values",
     "training.engine_arguments",
     "training.best_metric",
