@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "trl_xtok"
 # Data flows down this page: a module imports only what stands above it.
 LAYERS = [
     "errors",
+    "sources",
     "alignment.token_bytes",
     "alignment.chunks",
     "alignment.normalization",
@@ -109,6 +110,7 @@ LAYERS = [
     "report.run_page",
     "report.figures",
     "cli.arguments",
+    "cli.output",
     "cli.config_file",
     "cli.notices",
     "cli.chunk_view",
@@ -138,6 +140,7 @@ FORBIDDEN = {
     "report": {"trl", "torch"},
     "cli": {"trl"},
     "errors": {"torch", "trl", "transformers"},
+    "sources": {"torch", "trl", "transformers"},
 }
 
 

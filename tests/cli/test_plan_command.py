@@ -59,6 +59,9 @@ def test_json_is_all_there_is(plan):
     [
         (["--load_in_4bit"], "A quantized student cannot be trained by itself"),
         (["--use_peft", "--load_in_4bit", "--load_in_8bit"], "contradict each other"),
+        (["--lora_r", "8"], "`--lora_r` has no effect without `--use_peft`"),
+        (["--block_size", "0"], "`block_size` must be at least 1, got 0"),
+        (["--gpu", "t4", "--output", "."], "is a folder. Name a file in it, for example plan.txt"),
         (["--gpu", "RTX"], "No graphics card is called 'RTX' here"),
         (["--optim", "magic"], "The memory of `optim='magic'` is not known"),
         (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size` must be at least 1, got 0"),
