@@ -54,6 +54,18 @@ def test_json_is_all_there_is(plan):
     assert found["gpus"]["T4"]["largest_batch"] > 8
 
 
+def test_modules_of_an_adapter_are_named_as_in_training(plan):
+    """PEFT takes the query and value projections by default; `all-linear` is a word of its own."""
+    trained = []
+    for modules in ([], ["q_proj"], ["q_proj", "v_proj"], ["all-linear"]):
+        flags = ["--lora_target_modules", *modules] if modules else []
+        status, out, err = plan("--use_peft", "--gpu", "T4", "--format", "json", *flags)
+        assert status == 0, err
+        trained.append(json.loads(out)["phases"]["student"]["trained weights"])
+    default, one, two, every = trained
+    assert one < two == default < every
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -123,9 +123,11 @@ def _run_spec(args: argparse.Namespace) -> Any:
     half = dtypes[args.precision]
     dtype = names[args.dtype] if args.dtype != "auto" else student.dtype or torch.float32
     teacher_dtype = names[args.teacher_dtype] if args.teacher_dtype else half or torch.float32
+    modules = args.lora_target_modules
     adapter = LoraConfig(
         r=16 if args.lora_r is None else args.lora_r,
-        target_modules=args.lora_target_modules,
+        # `all-linear` and patterns are text; names are a list.
+        target_modules=modules[0] if modules and len(modules) == 1 and not modules[0].isidentifier() else modules,
         modules_to_save=args.lora_modules_to_save,
         task_type="CAUSAL_LM",
     )
