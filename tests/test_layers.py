@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "trl_xtok"
 # Data flows down this page: a module imports only what stands above it.
 LAYERS = [
     "errors",
+    "sources",
     "alignment.token_bytes",
     "alignment.chunks",
     "alignment.normalization",
@@ -56,6 +57,7 @@ LAYERS = [
     "training.processes",
     "training.checkpoints",
     "training.config_checks",
+    "training.config_numbers",
     "training.config_values",
     "training.engine_arguments",
     "training.best_metric",
@@ -109,6 +111,7 @@ LAYERS = [
     "report.run_page",
     "report.figures",
     "cli.arguments",
+    "cli.output",
     "cli.config_file",
     "cli.notices",
     "cli.chunk_view",
@@ -138,6 +141,7 @@ FORBIDDEN = {
     "report": {"trl", "torch"},
     "cli": {"trl"},
     "errors": {"torch", "trl", "transformers"},
+    "sources": {"torch", "trl", "transformers"},
 }
 
 

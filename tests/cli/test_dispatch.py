@@ -47,6 +47,8 @@ def test_the_help_names_all_commands(trl_xtok):
         (("gdk",), "invalid choice: 'gdk'"),
         (("demo", "--max_step", "3"), "unknown argument '--max_step'. Did you mean '--max_steps'?"),
         (("demo", "--max_steps", "few"), "invalid int value: 'few'"),
+        (("audit", "a", "b", "--txt", "hi"), "unknown argument '--txt'. Did you mean '--text'?"),
+        (("plan", "a", "b", "--learning_rate", "1"), "unknown argument '--learning_rate'.\n"),
         (("env", "now"), "unknown argument 'now'."),
     ],
 )
@@ -54,6 +56,14 @@ def test_wrong_usage(trl_xtok, argv, said):
     status, _, err = trl_xtok(*argv)
     assert status == 2
     assert said in err
+    assert len(err.splitlines()) == 2, "What is wrong, and where the help is; no usage."
+
+
+@pytest.mark.parametrize("argv", [("--max_steps", "0"), ("--seed", "-1")])
+def test_a_demo_of_nothing_is_refused(trl_xtok, argv):
+    status, _, err = trl_xtok("demo", *argv)
+    assert status == 1
+    assert err.startswith(f"trl-xtok demo: error: `{argv[0]}` must be at least ")
 
 
 def test_the_environment(trl_xtok):

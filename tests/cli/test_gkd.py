@@ -7,6 +7,7 @@ import pytest
 import yaml
 from transformers import Trainer
 
+from trl_xtok import CrossTokenizerGKDConfig
 from trl_xtok.training.config_checks import ONLY_VALUE
 from trl_xtok.training.script_arguments import GKDParser
 
@@ -41,6 +42,11 @@ class TestHelp:
         places = [out.index(f"\n{name}" if name.endswith(":") else f"  {name}") for name in order]
         assert places == sorted(places)
 
+    def test_our_own_arguments_are_not_among_those_of_transformers(self, trl_xtok):
+        _, out, _ = trl_xtok("gkd", "--help")
+        rest = re.findall(r"^  --(\w+)", out.partition("Training arguments of Transformers:")[2], re.MULTILINE)
+        assert not {*rest} & CrossTokenizerGKDConfig.__annotations__.keys()
+
 
 @pytest.mark.usefixtures("no_training")
 class TestRefusals:
@@ -58,6 +64,8 @@ class TestRefusals:
                 "_template_kwargs: '{enable: 1}' is not JSON",
             ),
             (["--mixed_precision", "int4"], "--mixed-precision: invalid choice: 'int4' (choose from"),
+            (["--num_processes", "0"], "--num_processes must be at least 1, got 0."),
+            (["--teacher_model", "x"], "Did you mean '--teacher_model_name_or_path' or '--teacher_model_"),
             (["--accelerate_config", "nope"], "Accelerate config nope is neither a file nor a valid config"),
         ],
     )
@@ -87,9 +95,9 @@ class TestRefusals:
         ("argv", "said"),
         [
             (["--model_name_or_path", "no/such-model"], "The tokenizer of 'no/such-model' cannot be loaded"),
-            (["--teacher_model_name_or_path", "/no/folder"], "The tokenizer of '/no/folder' cannot be loaded"),
+            (["--teacher_model_name_or_path", "/no/folder"], "There is no folder '/no/folder'"),
             (["--dataset_name", "no/such-data"], "The dataset 'no/such-data' cannot be loaded"),
-            (["--dataset_name", "prompt.jsonl"], "looks like a file, and there is none of this name"),
+            (["--dataset_name", "prompt.jsonl"], "There is no file or folder 'prompt.jsonl'"),
             (["--dataset_train_split", "validation"], "splits train, and none of them is 'validation'"),
             (["--max_new_tokens", "200"], "leaves no room for a prompt within `max_length=128`"),
             (["--lora_r", "8"], "`--lora_r 8` has no effect without `--use_peft`"),
@@ -103,6 +111,8 @@ class TestRefusals:
             (["--load_best_model_at_end", "--eval_strategy", "epoch"], "--load_best_model_at_end requires"),
             (["--accelerate_config", "zero3"], "The run is launched with DeepSpeed"),
             (["--use_fsdp"], "The run is launched with FSDP"),
+            (["--output_dir", __file__], "is a file. Give the path of a folder"),
+            (["--use_peft", "--lora_r", "0", "--dry_run"], "The adapter does not fit LlamaForCausalLM"),
             (["--multi_gpu", "--num_processes", "1"], "You need to use at least 2 processes to use `--multi_gpu`"),
         ],
     )

@@ -69,6 +69,18 @@ def test_there_is_nothing_to_resume(trl_xtok, base):
     assert "There is no checkpoint to go on from" in err
 
 
+def test_one_module_of_an_adapter_is_a_name(base):
+    arguments = GKDParser("gkd").read([*base, "--use_peft", "--lora_target_modules", "q_proj"])
+    resolve(arguments)
+    assert arguments.model.lora_target_modules == ["q_proj"]
+
+
+def test_what_other_libraries_refuse_is_said_without_a_traceback(trl_xtok, base):
+    status, _, err = trl_xtok("gkd", *base, "--attn_implementation", "magic")
+    assert status == 1
+    assert "trl-xtok gkd: error: The trainer cannot be made of these arguments: Specified `attn_implementation=" in err
+
+
 def test_flags_of_either_model_are_its_own(base):
     """A 4-bit student in half precision, a 4-bit teacher in its own."""
     argv = ["--use_peft", "--load_in_4bit", "--load_teacher_in_4bit", "--dtype", "bfloat16", "--lora_r", "4"]

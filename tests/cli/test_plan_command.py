@@ -54,11 +54,26 @@ def test_json_is_all_there_is(plan):
     assert found["gpus"]["T4"]["largest_batch"] > 8
 
 
+def test_modules_of_an_adapter_are_named_as_in_training(plan):
+    """PEFT takes the query and value projections by default; `all-linear` is a word of its own."""
+    trained = []
+    for modules in ([], ["q_proj"], ["q_proj", "v_proj"], ["all-linear"]):
+        flags = ["--lora_target_modules", *modules] if modules else []
+        status, out, err = plan("--use_peft", "--gpu", "T4", "--format", "json", *flags)
+        assert status == 0, err
+        trained.append(json.loads(out)["phases"]["student"]["trained weights"])
+    default, one, two, every = trained
+    assert one < two == default < every
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--load_in_4bit"], "A quantized student cannot be trained by itself"),
         (["--use_peft", "--load_in_4bit", "--load_in_8bit"], "contradict each other"),
+        (["--lora_r", "8"], "`--lora_r` has no effect without `--use_peft`"),
+        (["--block_size", "0"], "`block_size` must be at least 1, got 0"),
+        (["--gpu", "t4", "--output", "."], "is a folder. Name a file in it, for example plan.txt"),
         (["--gpu", "RTX"], "No graphics card is called 'RTX' here"),
         (["--optim", "magic"], "The memory of `optim='magic'` is not known"),
         (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size` must be at least 1, got 0"),

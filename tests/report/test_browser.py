@@ -158,6 +158,21 @@ def test_a_phone_scrolls_in_one_direction_only(browser, path):
         assert "␣Hel" in found.page.locator(".picture").first.locator(".panel").inner_text()
 
 
+BROKEN_NUMBERS = """
+() => [...document.querySelectorAll("td.number")].filter((cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return new Set([...range.getClientRects()].map((box) => box.top)).size > 1;
+}).map((cell) => cell.innerText)
+"""
+
+
+def test_no_number_is_broken_on_a_phone(browser, path):
+    with opened(browser, path, **PHONE) as found:
+        assert found.page.locator("td.number").count() > 4
+        assert found.page.evaluate(BROKEN_NUMBERS) == []
+
+
 def test_without_scripts_all_texts_are_there(browser, path):
     with opened(browser, path, java_script_enabled=False) as found:
         text = found.page.locator("main").inner_text()

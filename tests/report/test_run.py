@@ -90,8 +90,8 @@ def test_of_very_many_files_the_first_and_the_last_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param({}, "but nothing. Give the `output_dir` of a run that has logged once", id="empty"),
-        pytest.param({"model.safetensors": ""}, "but model.safetensors", id="only a model"),
+        pytest.param({}, "In it: nothing. Give the `output_dir` of a run that has logged once", id="empty"),
+        pytest.param({"model.safetensors": ""}, "In it: model.safetensors", id="only a model"),
         pytest.param({"run_history.jsonl": '{"start": {"step": 0}}\n'}, "nothing that", id="nothing logged"),
         pytest.param({"run_history.jsonl": "\x00\x01"}, "1 lines of run_history.jsonl are no entries", id="no JSON"),
         pytest.param({"run_history.jsonl": '[1]\n{"loss": 2}\n'}, "1 lines", id="JSON of something else"),

@@ -56,7 +56,7 @@ class TestModels:
             build(**{model: "nobody/nothing", tokenizer: None})
 
     def test_a_folder_without_a_model_is_named(self, build, tmp_path):
-        with pytest.raises(ModelError, match="cannot be loaded"):
+        with pytest.raises(ModelError, match="holds no configuration"):
             build(teacher=str(tmp_path))
 
     @pytest.mark.parametrize(

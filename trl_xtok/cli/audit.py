@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .output import as_text, write_output
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +27,7 @@ def add_parser(commands: Any) -> None:
     texts.add_argument("--dataset", metavar="NAME_OR_PATH", help="a dataset: a name, a file, or a saved folder")
     texts.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
     texts.add_argument("--column", help="column to read; by default `completion`, `messages`, `text` or `prompt`")
-    texts.add_argument("--rows", type=_positive, default=200, help="rows to read (default: %(default)s)")
+    texts.add_argument("--rows", type=int, default=200, help="rows to read (default: %(default)s)")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--format", choices=("rich", "json", "html"), default="rich", help="for reading or for programs"
@@ -40,15 +41,12 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
 def run(args: argparse.Namespace) -> int:
     """Audit and print."""
+    if args.rows < 1:
+        raise ConfigError(f"`--rows {args.rows}` leaves nothing to read. Give at least 1.")
+    if not 0 <= args.min_coverage <= 1:
+        raise ConfigError(f"`--min_coverage` is a share and must be in [0, 1], got {args.min_coverage}.")
     if args.format == "html" and not args.output:
         raise ConfigError("`--format html` writes a file. Say which one with `--output audit.html`.")
     texts = _read_texts(args)
@@ -70,15 +68,21 @@ def run(args: argparse.Namespace) -> int:
     }
     audit = audit_tokenizers(student, teacher, texts=texts or None, min_coverage=args.min_coverage, **templates)
     if args.format == "json":
-        _write(args.output, json.dumps(audit.to_dict(), ensure_ascii=False, indent=1) + "\n")
+        _put(args.output, json.dumps(audit.to_dict(), ensure_ascii=False, indent=1) + "\n", "audit.json")
         return 0
     if args.format == "html":
         from ..report.audit_page import audit_page
 
         shown = {name: chunk_pieces(student, teacher, text) for name, text in texts.items()}
-        _write(args.output, audit_page(audit, shown))
+        _put(args.output, audit_page(audit, shown), "audit.html")
         return 0
-    _print(args, audit, [chunk_pieces(student, teacher, text) for text in args.text])
+    shown = [chunk_pieces(student, teacher, text) for text in args.text]
+    if args.output is None:
+        from rich.console import Console
+
+        _show(audit, shown, Console())
+    else:
+        _put(args.output, as_text(lambda console: _show(audit, shown, console), 120), "audit.txt")
     return 0
 
 
@@ -96,30 +100,19 @@ def _read_texts(args: argparse.Namespace) -> dict[str, str]:
     return texts
 
 
-def _print(args: argparse.Namespace, audit: Any, shown: list[Any]) -> None:
-    from rich.console import Console
-
+def _show(audit: Any, shown: list[Any], console: Any) -> None:
     from ..alignment.audit_table import print_audit
     from .chunk_view import print_chunks
 
-    if args.output is None:
-        console = Console()
-        print_audit(audit, console)
-        for chunks in shown:
-            console.print()
-            print_chunks(chunks, console)
-        return
-    with Path(args.output).open("w", encoding="utf-8") as file:
-        console = Console(file=file, width=120)
-        print_audit(audit, console)
-        for chunks in shown:
-            print_chunks(chunks, console)
-    print(f"Written: {args.output}")
+    print_audit(audit, console)
+    for chunks in shown:
+        console.print()
+        print_chunks(chunks, console)
 
 
-def _write(path: str | None, content: str) -> None:
+def _put(path: str | None, content: str, example: str) -> None:
     if path is None:
         print(content, end="")
         return
-    Path(path).write_text(content, encoding="utf-8")
+    write_output(Path(path), content, example=example)
     print(f"Written: {path}")

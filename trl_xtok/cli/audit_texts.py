@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..sources import data_not_loaded
 
 
 # Where completions stand, in the order in which a column is looked for.
@@ -51,7 +52,9 @@ def read_dataset(name: str, *, split: str, column: str | None, rows: int) -> dic
                 f"({', '.join(_COLUMNS)}). Say which one to read with `--column`."
             )
     if column not in dataset.column_names:
-        raise DataError(f"The dataset {name!r} has no column {column!r}, only {dataset.column_names}.")
+        raise DataError(
+            f"The dataset {name!r} has no column {column!r}, only {dataset.column_names}. Choose with `--column`."
+        )
     chosen = dataset.select(range(min(rows, len(dataset))))[column]
     texts = [text for value in chosen for text in _texts_of(value)]
     if not any(text.strip() for text in texts):
@@ -70,7 +73,9 @@ def _load(name: str, split: str) -> Any:
     datasets.disable_progress_bars()
     path = Path(name)
     if path.is_file() and path.suffix not in _FORMATS:
-        raise DataError(f"The file {name!r} ends in none of {', '.join(_FORMATS)}, so its format is not known.")
+        raise DataError(
+            f"The file {name!r} ends in none of {', '.join(_FORMATS)}, so its format is not known. Give one that does."
+        )
     try:
         if path.is_file():
             return datasets.load_dataset(_FORMATS[path.suffix], data_files=name, split=split)
@@ -79,11 +84,7 @@ def _load(name: str, split: str) -> Any:
         else:
             return datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(
-            f"The dataset {name!r} cannot be loaded: {reason} Check the path, or the name on the Hub and your "
-            "connection."
-        ) from error
+        raise DataError(data_not_loaded([name], error, _FORMATS)) from error
     if isinstance(loaded, datasets.Dataset):
         return loaded
     if split not in loaded:

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from ..errors import ConfigError
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser of `trl-xtok`."""
@@ -24,6 +26,10 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo."""
+    for name, least in {"seed": 0, "max_steps": 1}.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ConfigError(f"`--{name}` must be at least {least}, got {value}.")
     from .demo import run_demo
 
     return run_demo(args.output_dir, seed=args.seed, max_steps=args.max_steps)

@@ -8,10 +8,10 @@ import argparse
 import os
 import subprocess
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from .arguments import did_you_mean
 from .config_file import read_config_file
 from .notices import quiet_notices
 
@@ -92,14 +92,16 @@ class _Launch:
             parsed, unknown = self._launcher.parse_known_args([*args, _SCRIPT])
         except argparse.ArgumentError as error:
             self._parser.error(str(error))
+        if parsed.num_processes is not None and parsed.num_processes < 1:
+            self._parser.error(f"--num_processes must be at least 1, got {parsed.num_processes}.")
         if not unknown and parsed.training_script == _SCRIPT:
             return
         name = (unknown or [parsed.training_script])[0].partition("=")[0]
         flags = [*self._parser.flags(), "--config", "--accelerate_config", *(f"--{known}" for known in vars(parsed))]
-        if close := get_close_matches(name.replace("-", "_").replace("__", "--", 1), flags, n=1):
-            hint = f" Did you mean {prefix + close[0].removeprefix('--')!r}?"
+        if name.startswith("-"):
+            hint = did_you_mean(name, flags, prefix)
         else:
-            hint = " A value without a flag; a configuration file is `--config FILE`." if not unknown else ""
+            hint = " A value without a flag; a configuration file is `--config FILE`."
         self._parser.error(f"{what} {name.removeprefix('--' if not prefix else '')!r}.{hint}")
 
     def is_needed(self) -> bool:

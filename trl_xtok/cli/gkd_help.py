@@ -21,12 +21,12 @@ _GROUPS = {
     "Most used": _MOST_USED,
     "Objective": """
         objective beta temperature scoring_temperature lmbda seq_kd credit segmentation advantage_clip
-        advantage_baseline canonical_guard dropped_advantage max_chunk_tokens drop_whitespace one_to_one_only
-        min_coverage chunk_temperature chunk_weight crossentropy_weight
+        advantage_baseline canonical_guard dropped_advantage max_lookahead max_chunk_tokens drop_whitespace
+        one_to_one_only min_coverage chunk_temperature chunk_weight crossentropy_weight
     """,
     "Teacher": """
         teacher_model_revision teacher_model_init_kwargs teacher_quantization_config offload_teacher
-        teacher_chat_template_kwargs teacher_chat_template_path
+        teacher_chat_template_kwargs teacher_chat_template_path teacher_weights
     """,
     "Teacher behind a server": """
         teacher_server_url teacher_server_model teacher_server_timeout teacher_server_max_concurrency
@@ -43,7 +43,7 @@ _GROUPS = {
     """,
     "Data": """
         dataset_config dataset_train_split dataset_test_split dataset_streaming datasets streaming test_split_size
-        assistant_turns dataset_text_field
+        assistant_turns dataset_text_field eval_on_dataset
     """,
     "Rollouts and memory": """
         max_completion_length generation_batch_size block_size loss_backend gradient_checkpointing
@@ -70,6 +70,11 @@ _SAID = {
     "load_in_8bit": "Load the student in 8 bits. Needs `use_peft`.",
     "dtype": "Precision of the student's weights.",
     "attn_implementation": "Attention of the student; that of the teacher is in `teacher_model_init_kwargs`.",
+    "seq_kd": "Whether the teacher writes the completions that the student does not write (see `lmbda`).",
+    "max_length": "Most tokens of a prompt and its completion together.",
+    "pad_token": "The student's pad token; by default its own, else its EOS token.",
+    "model_init_kwargs": "Arguments of `AutoModelForCausalLM.from_pretrained` for the student.",
+    "teacher_model_init_kwargs": "Arguments of `AutoModelForCausalLM.from_pretrained` for the teacher.",
     "resume_from_checkpoint": "Folder of a checkpoint, or `true` for the last complete one in `output_dir`.",
 }
 _REST = "Training arguments of Transformers"
@@ -79,13 +84,16 @@ _HIDDEN = {
     *("torch_compile_mode", "do_train", "do_eval", "do_predict", "ignore_bias_buffers", "lora_task_type"),
 }  # fmt: skip
 _HEAD = """\
-usage: trl-xtok gkd --model_name_or_path STUDENT --teacher_model_name_or_path TEACHER --dataset_name DATASET [...]
+usage: trl-xtok gkd --model_name_or_path STUDENT --teacher_model_name_or_path TEACHER
+                    --dataset_name DATASET [...]
 
 Distil a teacher into a student of another model family, on-policy.
 
-  --config FILE             YAML file with any of the arguments below; flags win. `env:` sets environment variables,
-                            `datasets:` mixes several datasets.
-  --accelerate_config NAME  single_gpu, multi_gpu, or the path of a configuration of Accelerate.
+  --config FILE
+      YAML file with any of the arguments below; flags win. `env:` sets
+      environment variables, `datasets:` mixes several datasets.
+  --accelerate_config NAME
+      single_gpu, multi_gpu, or the path of a configuration of Accelerate.
   Flags of `accelerate launch`, such as --num_processes, are handed on to it.
 """
 _TAIL = "Each flag can also be written with hyphens. Arguments that this trainer refuses are left out."

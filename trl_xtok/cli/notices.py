@@ -10,3 +10,9 @@ def quiet_notices() -> None:
     warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
     # It asks for a package that would make 4-bit models faster on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    logging.getLogger("transformers.generation.utils").addFilter(_is_for_the_user)
+
+
+def _is_for_the_user(record: logging.LogRecord) -> bool:
+    # TRL's rollouts give a configuration and an argument.
+    return "Passing `generation_config` together with" not in record.getMessage()

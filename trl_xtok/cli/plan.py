@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .output import as_text, write_output
 
 
 _OBJECTIVES = ("auto", "chunk_rkl", "chunk_jsd", "exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd")
@@ -18,7 +19,7 @@ def add_parser(commands: Any) -> None:
         "plan",
         help="peak GPU memory of a run, and what fits on a GPU",
         description="Say what a run needs in memory on each GPU, item by item, which cards it fits on, and the "
-        "largest batch that does. Reads configurations, no weights. The flags are those of training.",
+        "largest batch that does. Reads configurations, no weights. What is a flag of training, too, means the same.",
     )
     parser.add_argument("student", metavar="STUDENT", help="name or folder of the student")
     parser.add_argument("teacher", metavar="TEACHER", help="name or folder of the teacher")
@@ -37,7 +38,7 @@ def _add_models(parser: Any) -> None:
     models.add_argument("--load_in_4bit", action="store_true", help="student in 4 bits (QLoRA)")
     models.add_argument("--load_in_8bit", action="store_true", help="student in 8 bits")
     models.add_argument("--use_peft", action="store_true", help="train LoRA instead of all weights")
-    models.add_argument("--lora_r", type=int, default=16, help="rank (default: %(default)s)")
+    models.add_argument("--lora_r", type=int, help="rank (default: 16)")
     models.add_argument("--lora_target_modules", nargs="+", help="by default what PEFT knows for the model")
     models.add_argument("--lora_modules_to_save", nargs="+", help="modules that are trained in full")
     models.add_argument("--load_teacher_in_4bit", action="store_true", help="teacher in 4 bits")
@@ -72,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
     for bits in ("load_in_{}bit", "load_teacher_in_{}bit"):
         if getattr(args, bits.format(4)) and getattr(args, bits.format(8)):
             raise ConfigError(f"`--{bits.format(4)}` and `--{bits.format(8)}` contradict each other. Keep one.")
+    for name in () if args.use_peft else ("lora_r", "lora_target_modules", "lora_modules_to_save"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"`--{name}` has no effect without `--use_peft`. Set that, or leave it out.")
     if (args.load_in_4bit or args.load_in_8bit) and not args.use_peft:
         raise ConfigError(
             "A quantized student cannot be trained by itself. Add `--use_peft`, or drop the quantization."
@@ -86,20 +90,19 @@ def run(args: argparse.Namespace) -> int:
 
     gpus = [find_gpu(name) for name in args.gpu] if args.gpu else list(GPUS.values())
     plan = plan_memory(_run_spec(args), gpus)
-    if args.format == "json":
-        text = json.dumps(plan.to_dict(), indent=1) + "\n"
-        if args.output is None:
-            print(text, end="")
-            return 0
-        Path(args.output).write_text(text, encoding="utf-8")
-    else:
+    if args.output is None and args.format == "rich":
         from rich.console import Console
 
-        if args.output is None:
-            print_plan(plan, Console())
-            return 0
-        with Path(args.output).open("w", encoding="utf-8") as file:
-            print_plan(plan, Console(file=file, width=100))
+        print_plan(plan, Console())
+        return 0
+    if args.format == "json":
+        text = json.dumps(plan.to_dict(), indent=1) + "\n"
+    else:
+        text = as_text(lambda console: print_plan(plan, console), 100)
+    if args.output is None:
+        print(text, end="")
+        return 0
+    write_output(Path(args.output), text, example="plan.json" if args.format == "json" else "plan.txt")
     print(f"Written: {args.output}")
     return 0
 
@@ -120,9 +123,11 @@ def _run_spec(args: argparse.Namespace) -> Any:
     half = dtypes[args.precision]
     dtype = names[args.dtype] if args.dtype != "auto" else student.dtype or torch.float32
     teacher_dtype = names[args.teacher_dtype] if args.teacher_dtype else half or torch.float32
+    modules = args.lora_target_modules
     adapter = LoraConfig(
-        r=args.lora_r,
-        target_modules=args.lora_target_modules,
+        r=16 if args.lora_r is None else args.lora_r,
+        # `all-linear` and patterns are text; names are a list.
+        target_modules=modules[0] if modules and len(modules) == 1 and not modules[0].isidentifier() else modules,
         modules_to_save=args.lora_modules_to_save,
         task_type="CAUSAL_LM",
     )

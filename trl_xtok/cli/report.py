@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import ReportError
+from .output import write_output
 
 
 def add_parser(commands: Any) -> None:
@@ -39,13 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = read_run(args.run_dir)
     output = args.output or args.run_dir / "report.html"
-    if output.is_dir():
-        raise ReportError(f"`--output {output}` is a folder. Name a file in it, for example {output / 'report.html'}.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(run_page(found), encoding="utf-8")
-    except OSError as error:
-        raise ReportError(f"{output} cannot be written ({error}). Give another file with `--output`.") from error
+    write_output(output, run_page(found), example="report.html")
     print(f"Report: {output}")
     for note in found.notes:
         print(f"Note: {note}")

@@ -15,7 +15,8 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
+from ..sources import first_line
 
 
 Bits = Literal[4, 8]
@@ -48,7 +49,8 @@ def build(spec: ModelSpec) -> nn.Module:
     """The model with its adapter, on the meta device.
 
     Raises:
-        ModelError: If transformers or PEFT cannot build it.
+        ConfigError: If the adapter does not fit.
+        ModelError: If transformers cannot build it.
     """
     with torch.device("meta"), warnings.catch_warnings():
         # PEFT asks for it by its old name.
@@ -90,7 +92,7 @@ def _build(spec: ModelSpec) -> nn.Module:
             # PEFT writes what it chose into the configuration.
             model = get_peft_model(model, deepcopy(spec.adapter))
         except ValueError as error:
-            raise ModelError(f"The adapter does not fit {type(model).__name__}: {error}") from error
+            raise ConfigError(f"The adapter does not fit {type(model).__name__}: {first_line(error)}") from error
     if spec.bits is not None:
         _quantize(model, spec)
     for module in model.modules():

@@ -78,6 +78,7 @@ class WeightlessModel:
         self._fake, self._memory = FakeTensorMode(), LiveMemory()
         self._model = build(spec) if trains else build(spec).requires_grad_(False)
         self._lm = causal_lm(self._model)
+        self._generated: dict[Walk, Peak] = {}
         with self._fake, self._memory:
             place(self._model)
         self.frozen, self.trained = weight_bytes(self._model)
@@ -85,6 +86,9 @@ class WeightlessModel:
 
     def generate(self, walk: Walk) -> Peak:
         """Sample completions with a KV cache, as `generate` does."""
+        # Those of `generation_batch_size` are the same for every batch that is trained on.
+        if walk in self._generated:
+            return self._generated[walk]
         self._model.eval()
         with self._walking("sample"), torch.no_grad(), self._precision():
             memory, base = self._memory, self._memory.live
@@ -94,14 +98,14 @@ class WeightlessModel:
             memory.start()
             self._next(ids[:, : walk.prompt], mask[:, : walk.prompt], cache)
             first_peak, cached = memory.peak, _cached_bytes(cache)
-            if walk.completion > 2:
-                # What it leaves behind is what single steps would leave; what it takes on the way is not.
-                with memory.paused():
-                    self._next(ids[:, walk.prompt : -1], mask[:, :-1], cache)
+            # What single steps would leave behind.
+            with memory.paused():
+                _lengthen(cache, walk.completion - 1)
             self._next(ids[:, -1:], mask, cache)
             if memory.peak > first_peak:
                 cached = _cached_bytes(cache)
-        return Peak(memory.peak - base, memory.parts_at_peak | {"KV cache": cached})
+        self._generated[walk] = Peak(memory.peak - base, memory.parts_at_peak | {"KV cache": cached})
+        return self._generated[walk]
 
     def score(self, walk: Walk) -> Peak:
         """Log-probs of completions, without a gradient."""
@@ -214,6 +218,14 @@ class _BlockLoss(torch.autograd.Function):
                 ctx.waiting.append(grad_head)
                 grad_head = None
         return grad_states, grad_head, None, None, None
+
+
+def _lengthen(cache: DynamicCache, tokens: int) -> None:
+    for layer in cast("list[Any]", cache.layers):
+        if layer.keys is not None and tokens > 0:
+            layer.update(
+                *(state.new_empty((*state.shape[:2], tokens, state.shape[3])) for state in (layer.keys, layer.values))
+            )
 
 
 def _cached_bytes(cache: DynamicCache) -> int:

@@ -75,8 +75,8 @@ class RunSpec:
 
     def __post_init__(self):
         names = ("per_device_train_batch_size", "gradient_accumulation_steps", "prompt_length", "max_new_tokens")
-        for name in (*names, "num_processes"):
-            if getattr(self, name) < 1:
+        for name in (*names, "num_processes", "generation_batch_size", "block_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not self.teacher_ratio > 0:
             raise ConfigError(f"`teacher_ratio` must be positive, got {self.teacher_ratio}.")

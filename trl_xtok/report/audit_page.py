@@ -47,10 +47,10 @@ def audit_page(audit: TokenizerAudit, shown: Mapping[str, Sequence[ChunkPieces]]
 
 
 def _verdict(audit: TokenizerAudit) -> Markup:
-    body = Markup('<p class="{}"><strong>{}</strong></p>').format(_CLASSES[audit.level], visible_text(audit.verdict))
+    body = Markup('<p class="{}"><strong>{}</strong></p>').format(_CLASSES[audit.level], _prose(audit.verdict))
     if not audit.warnings:
         return body
-    return body + _list(audit.warnings)
+    return body + _list(map(_prose, audit.warnings))
 
 
 def _sides(audit: TokenizerAudit) -> Markup:
@@ -59,13 +59,13 @@ def _sides(audit: TokenizerAudit) -> Markup:
         for label, ours, theirs in side_rows(audit.student, audit.teacher)
     ]
     lines = [describe_vocabulary(audit.vocabulary), *describe_added(audit.added)]
-    return _table(("", "student", "teacher"), rows) + _list(lines)
+    return _table(("", "student", "teacher"), rows) + _list(map(Markup.escape, map(visible_text, lines)))
 
 
 def _texts(texts: Sequence[TextAudit]) -> Markup:
     reasons = sorted({reason for text in texts for reason in text.dropped})
     body = _table(TEXT_COLUMNS, map(text_cells, texts), numbers=range(1, 5))
-    return body + _list(f"{reason}: {REASONS[reason]}" for reason in reasons) if reasons else body
+    return body + _list(map(_prose, (f"{reason}: {REASONS[reason]}" for reason in reasons))) if reasons else body
 
 
 def _table(columns: Iterable[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> Markup:
@@ -88,8 +88,15 @@ def _table(columns: Iterable[str], rows: Iterable[Sequence[str]], numbers: Itera
     ).format(head, body)
 
 
-def _list(lines: Iterable[str]) -> Markup:
-    return Markup("<ul>{}</ul>").format(Markup("").join(Markup("<li>{}</li>").format(visible_text(x)) for x in lines))
+def _list(lines: Iterable[Markup]) -> Markup:
+    return Markup("<ul>{}</ul>").format(Markup("").join(Markup("<li>{}</li>").format(line) for line in lines))
+
+
+def _prose(text: str) -> Markup:
+    """A sentence, in which what stands between backticks is code."""
+    kinds = (Markup("{}"), Markup("<code>{}</code>"))
+    pieces = enumerate(text.split("`"))
+    return Markup("").join(kinds[place % 2].format(visible_text(piece)) for place, piece in pieces)
 
 
 def _chunks(name: str, chunks: Sequence[ChunkPieces]) -> Markup:

@@ -93,7 +93,7 @@ def read_run(folder: Path) -> Run:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise ReportError(
             f"{str(folder)!r} has nothing that a run logged: neither {HISTORY}, nor a checkpoint with {STATE}, nor "
-            f"completions/*.parquet with rows, but {found}. Give the `output_dir` of a run that has logged once."
+            f"completions/*.parquet with rows. In it: {found}. Give the `output_dir` of a run that has logged once."
             + "".join(f" {note}" for note in run.notes)
         )
     return run

@@ -121,6 +121,11 @@ def check_complete(checkpoint: str) -> str:
     Raises:
         CheckpointError: If it is not.
     """
+    if not Path(checkpoint).is_dir():
+        raise CheckpointError(
+            f"There is no folder {checkpoint!r} to go on from. Give that of a checkpoint, or "
+            "`resume_from_checkpoint=True` for the last complete one in `output_dir`."
+        )
     if reason := what_lacks(checkpoint):
         raise CheckpointError(
             f"{checkpoint!r} is no checkpoint that a run can go on from: {reason}. It was not written to its end, or "

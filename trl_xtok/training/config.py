@@ -9,14 +9,13 @@ from .best_metric import choose_metric, refuse_loss
 from .config_checks import (
     DICTIONARIES,
     ObjectiveName,
-    check_ranges,
     check_teacher,
-    read_charge,
     refuse_invalid,
     refuse_unread,
     refuse_unsupported,
     take_alias,
 )
+from .config_numbers import check_numbers, read_charge
 from .config_values import as_json, has_bf16
 from .engine_arguments import EngineArguments, check_engine_arguments
 from .server_arguments import TeacherServerArguments, check_served, take_addresses
@@ -264,6 +263,7 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
     def __post_init__(self):
         take_alias(self)
         take_addresses(self)
+        check_numbers(self)
         choose_metric(self)
         if not torch.accelerator.is_available():
             self.use_cpu = True
@@ -273,7 +273,6 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
         super().__post_init__()
         refuse_unsupported(self)
         refuse_unread(self, self.objective)
-        check_ranges(self)
         refuse_invalid(self, self.objective)
         refuse_loss(self, self.objective)
         check_teacher(self)

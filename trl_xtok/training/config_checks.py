@@ -1,7 +1,6 @@
 """What the training arguments refuse, each with its values and what to do."""
 
 import inspect
-import math
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -51,8 +50,6 @@ ObjectiveName = Literal["auto", "chunk_rkl", "chunk_jsd", "exact_jsd", "shared_v
 CREDITING: tuple[ObjectiveName, ...] = ("chunk_rkl", "hybrid", "prefix_jsd")
 _CREDIT = ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage", "canonical_guard")
 _SELECTION = ("one_to_one_only", "max_chunk_tokens")
-_NUMBERS = ("lmbda", "temperature", "chunk_temperature", "chunk_weight", "crossentropy_weight", "min_coverage")
-_OPTIONAL_NUMBERS = ("advantage_clip", "canonical_guard", "max_lookahead", "scoring_temperature")
 # Arguments that an objective does not read. `auto` may still become one of two.
 _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
     "auto": ("chunk_temperature", "chunk_weight"),
@@ -165,50 +162,6 @@ def refuse_invalid(args: Any, objective: ObjectiveName) -> None:
         raise ConfigError("`seq_kd=True` has no effect with `lmbda=1.0`, where the student writes. Lower `lmbda`.")
 
 
-def check_ranges(args: Any) -> None:
-    """Refuse numbers that are none or out of range."""
-    for name in (*_NUMBERS, *_OPTIONAL_NUMBERS):
-        value = getattr(args, name)
-        if not isinstance(value, int | float) and (name not in _OPTIONAL_NUMBERS or value is not None):
-            raise ConfigError(f"`{name}` must be a number, got {value!r}.")
-    for name in ("temperature", "scoring_temperature", "chunk_temperature"):
-        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
-            raise ConfigError(f"`{name}` must be positive and finite, got {getattr(args, name)}.")
-    for name in ("chunk_weight", "crossentropy_weight"):
-        if not 0 <= getattr(args, name) < math.inf:
-            raise ConfigError(f"`{name}` must be finite and at least 0, got {getattr(args, name)}.")
-    for name in ("lmbda", "beta"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise ConfigError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
-    if args.max_lookahead is not None and not 0 <= args.max_lookahead < 1:
-        raise ConfigError(f"`max_lookahead` is a probability below 1, got {args.max_lookahead}. None joins nothing.")
-    if not 0 <= args.min_coverage <= 1:
-        raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {args.min_coverage}.")
-    if args.advantage_clip is not None and not args.advantage_clip > 0:
-        raise ConfigError(
-            f"`advantage_clip` must be positive, got {args.advantage_clip}. Use None to switch clipping off."
-        )
-    if args.canonical_guard is not None and not 0 <= args.canonical_guard < math.inf:
-        raise ConfigError(
-            f"`canonical_guard` must be finite and at least 0, got {args.canonical_guard}. Use None for no guard."
-        )
-    for name in ("block_size", "generation_batch_size", "max_chunk_tokens", "max_new_tokens"):
-        value = getattr(args, name)
-        if value is None and name != "max_new_tokens":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-    printed = args.num_completions_to_print
-    if printed is not None and (isinstance(printed, bool) or not isinstance(printed, int) or printed < 0):
-        raise ConfigError(f"`num_completions_to_print` must be None or a whole number of at least 0, got {printed!r}.")
-    if args.max_length is not None and args.max_new_tokens >= args.max_length:
-        raise ConfigError(
-            f"`max_new_tokens={args.max_new_tokens}` leaves no room for a prompt within "
-            f"`max_length={args.max_length}`, which counts prompt and completion. Raise `max_length`, set it to "
-            "None, or lower `max_new_tokens`."
-        )
-
-
 def check_teacher(args: Any) -> None:
     """Refuse contradictions in how the teacher is to be loaded."""
     for name in ("teacher_model_init_kwargs", *DICTIONARIES):
@@ -272,24 +225,6 @@ def _check_quantization(quantization: dict[str, Any]) -> None:
             f"`teacher_quantization_config={quantization!r}` has {found}, so the teacher would not be quantized as "
             "asked. Give the arguments of `BitsAndBytesConfig`, for example {'load_in_4bit': True}."
         )
-
-
-def read_charge(value: Any, baseline: str) -> float:
-    """The charge as a number."""
-    try:
-        charge = float(value)
-    except (TypeError, ValueError):
-        charge = math.nan
-    if not -math.inf < charge <= 0:
-        raise ConfigError(
-            f"`dropped_advantage` must be 'mean' or a finite number of at most zero (more is a reward), got {value!r}."
-        )
-    if charge < 0 and baseline == "mean":
-        raise ConfigError(
-            f"`dropped_advantage={charge}` beside `advantage_baseline='mean'` is a reward where the mean is lower. "
-            "Use 'mean' or 0.0, or no baseline."
-        )
-    return charge
 
 
 def _check_literals(args: Any) -> None:

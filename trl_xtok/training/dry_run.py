@@ -1,13 +1,17 @@
 """What a run would do, and all that it would refuse, before any weights are loaded."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from peft import PeftConfig
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl.trainer.utils import get_peft_config
 
 from ..alignment.aligner import TokenizerAligner
+from ..errors import ModelError
 from ..planning.gpus import GPUS
+from ..planning.models import ModelSpec, build
 from ..planning.plan import MemoryPlan
 from . import loading, setup
 from .config import CrossTokenizerGKDConfig
@@ -70,10 +74,18 @@ def check_run(arguments: Arguments) -> CheckedRun:
         loading.load_teacher_tokenizer(None, teacher, args),
     )
     configs = loading.read_config(student, args.model_init_kwargs, args), _teacher_config(teacher, tokenizers[1], args)
+    _check_adapter(configs[0], get_peft_config(arguments.model))
     collator = setup.make_collator(*tokenizers, *configs, args)
     datasets = prepare_datasets(*load_datasets(arguments), collator, args, None)
     objective = choose_objective(args, TokenizerAligner(*tokenizers), datasets[1])
     return CheckedRun(arguments, objective, *tokenizers, *configs, collator.teacher_chat_template, *datasets)
+
+
+def _check_adapter(config: PreTrainedConfig, adapter: PeftConfig | None) -> None:
+    if adapter is not None:
+        # A model that cannot be built without weights may well be trained.
+        with suppress(ModelError):
+            build(ModelSpec(config, adapter=adapter))
 
 
 def _teacher_config(

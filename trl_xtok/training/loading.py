@@ -5,7 +5,7 @@ What cannot be loaded or read exactly is refused here, while it costs seconds.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftConfig, PeftModel
 from transformers import (
@@ -22,6 +22,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from ..alignment.templates import load_chat_template
 from ..alignment.token_bytes import token_bytes
 from ..errors import ConfigError, ModelError, TokenizerError
+from ..sources import not_loaded
 from .config import CrossTokenizerGKDConfig
 
 
@@ -178,7 +179,7 @@ def _source(init_kwargs: Mapping[str, Any] | None, args: CrossTokenizerGKDConfig
 def _read(
     load: Callable[..., Any],
     name: str,
-    what: str,
+    what: Literal["tokenizer", "configuration"],
     failure: type[ModelError | TokenizerError],
     init_kwargs: Mapping[str, Any] | None,
     args: CrossTokenizerGKDConfig,
@@ -186,10 +187,7 @@ def _read(
     try:
         return load(name, **_source(init_kwargs, args))
     except (ImportError, OSError, ValueError) as error:
-        raise failure(
-            f"The {what} of {name!r} cannot be loaded: {error} Check the name or path (and your login and connection, "
-            "if it is a model of the Hub)."
-        ) from error
+        raise failure(not_loaded(what, name, error)) from error
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

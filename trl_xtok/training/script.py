@@ -4,7 +4,7 @@ from transformers import BitsAndBytesConfig
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
-from ..errors import ConfigError
+from ..errors import ConfigError, XTokError
 from .script_arguments import Arguments
 from .script_data import is_local, load_datasets
 from .trainer import CrossTokenizerGKDTrainer
@@ -40,14 +40,20 @@ def make_trainer(arguments: Arguments) -> CrossTokenizerGKDTrainer:
     resolve(arguments)
     quantization_config = student_quantization(arguments.model)
     train_dataset, eval_dataset = load_datasets(arguments)
-    return CrossTokenizerGKDTrainer(
-        model=arguments.model.model_name_or_path,
-        args=arguments.training,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        peft_config=get_peft_config(arguments.model),
-        quantization_config=quantization_config,
-    )
+    try:
+        return CrossTokenizerGKDTrainer(
+            model=arguments.model.model_name_or_path,
+            args=arguments.training,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            peft_config=get_peft_config(arguments.model),
+            quantization_config=quantization_config,
+        )
+    except XTokError:
+        raise
+    except (ImportError, OSError, ValueError) as error:
+        # What transformers, TRL and PEFT refuse: an attention, a tracker or a repository that is not there.
+        raise ConfigError(f"The trainer cannot be made of these arguments: {error}") from error
 
 
 def resolve(arguments: Arguments) -> None:
@@ -73,6 +79,10 @@ def resolve(arguments: Arguments) -> None:
                 "other. Keep one of them."
             )
     args.model_init_kwargs = {**flags, **given}
+    modules = model.lora_target_modules
+    if isinstance(modules, str) and modules.isidentifier():
+        # TRL makes text of a single name, which PEFT reads as a pattern for whole paths.
+        model.lora_target_modules = [modules]
     if str(args.resume_from_checkpoint).lower() in _LAST:
         args.resume_from_checkpoint = True
 

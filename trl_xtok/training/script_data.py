@@ -8,6 +8,7 @@ from datasets.exceptions import DatasetsError
 from trl.scripts.utils import get_dataset
 
 from ..errors import ConfigError, DataError
+from ..sources import data_not_loaded
 from .script_arguments import Arguments
 
 
@@ -46,10 +47,7 @@ def load_datasets(arguments: Arguments) -> tuple[Any, Any]:
         raise
     except (DatasetsError, OSError, TypeError, ValueError) as error:
         names = [source.path for source in mixture.datasets] or [script.dataset_name]
-        raise DataError(
-            f"The dataset {', '.join(map(repr, names))} cannot be loaded: {error} Check the name or path and the "
-            "split (and your login and connection, if it is a dataset of the Hub)."
-        ) from error
+        raise DataError(data_not_loaded(names, error, _BUILDERS)) from error
 
 
 def is_local(name: str) -> bool:
@@ -62,10 +60,6 @@ def _load(arguments: Arguments, split: str) -> Any:
     if path.is_dir() and any((path / name).is_file() for name in _SAVED):
         saved = load_from_disk(str(path))
         return _take(saved if isinstance(saved, DatasetDict) else {"train": saved}, split)
-    if path.suffix in _BUILDERS and not path.exists():
-        raise DataError(
-            f"The dataset {str(path)!r} looks like a file, and there is none of this name. Check the path."
-        )
     source: dict[str, Any] = {"path": str(path) if path.exists() else script.dataset_name}
     if path.is_file():
         source = {"path": _builder(path), "data_files": str(path)}

@@ -3,6 +3,7 @@
 Everything that can be refused is refused here, before a large model is loaded or a step is taken.
 """
 
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType
@@ -27,8 +28,8 @@ def check_args(args: Any, model: Model, compute_metrics: Any = None) -> CrossTok
     """The training arguments; defaults for `None`, with the output folder named as TRL does.
 
     Raises:
-        ConfigError: If they are of another class, leave `compute_metrics` nothing to read, or the run is launched in a
-            way that shards parameters or sequences.
+        ConfigError: If they are of another class, leave `compute_metrics` nothing to read, have a file as
+            `output_dir`, or the run is launched in a way that shards parameters or sequences.
     """
     if args is None:
         args = CrossTokenizerGKDConfig(output_dir=f"{name_of(model).split('/')[-1]}-GKD")
@@ -37,6 +38,8 @@ def check_args(args: Any, model: Model, compute_metrics: Any = None) -> CrossTok
             f"`args` is a {type(args).__name__}, which lacks the arguments of this trainer. Pass a "
             "`CrossTokenizerGKDConfig`; it takes the same values and more."
         )
+    if Path(args.output_dir).is_file():
+        raise ConfigError(f"`output_dir={args.output_dir!r}` is a file. Give the path of a folder, or of none yet.")
     check_launch(args)
     check_engine(args)
     if compute_metrics is not None:

@@ -242,7 +242,10 @@ def _from_pretrained(name: str, args: CrossTokenizerGKDConfig) -> PreTrainedMode
     try:
         return AutoModelForCausalLM.from_pretrained(name, **kwargs)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        raise ModelError(f"The teacher {name!r} cannot be loaded with {kwargs}: {error}") from error
+        given = teacher_init_kwargs(args)
+        raise ModelError(
+            f"The teacher {name!r} cannot be loaded{f' with {given}' if given else ''}: {error}"
+        ) from error
 
 
 def _quantization_config(args: CrossTokenizerGKDConfig, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
