@@ -24,13 +24,16 @@ def first_line(error: Exception) -> str:
     return line if line.endswith((".", "!", "?", ":")) else f"{line}."
 
 
-def not_loaded(what: Literal["tokenizer", "configuration"], name: str, error: Exception) -> str:
+def not_loaded(
+    what: Literal["tokenizer", "configuration"], name: str, error: Exception, gguf_file: str | None = None
+) -> str:
     """What to say where the tokenizer or the configuration of a model could not be loaded.
 
     Args:
         what: Which of the two.
         name: The folder of the model, or its name on the Hub.
         error: What the library said.
+        gguf_file: The file in it that was to be read, if there was one.
     """
     path = Path(name).expanduser()
     if not name or path.is_file():
@@ -38,10 +41,17 @@ def not_loaded(what: Literal["tokenizer", "configuration"], name: str, error: Ex
         return f"{found}. {_GIVE}"
     if not path.is_dir() and _is_path(name):
         return f"There is no folder {name!r}. {_GIVE}"
-    if path.is_dir() and not any((path / file).exists() for file in _FILES[what]):
+    if path.is_dir() and gguf_file is not None and not (path / gguf_file).exists():
+        return f"There is no file {gguf_file!r} in {name!r}. Check `gguf_file`."
+    if path.is_dir() and gguf_file is None and not any((path / file).exists() for file in _FILES[what]):
         return (
             f"The folder {name!r} holds no {what}: there is none of {', '.join(_FILES[what])} in it. Give the folder "
             "of a whole model; for an adapter, that of its base model."
+        )
+    if "trust_remote_code" in str(error):
+        return (
+            f"The {what} of {name!r} cannot be loaded: {first_line(error)} If you have read this code and trust it, "
+            "set `trust_remote_code=True`, which runs it."
         )
     return (
         f"The {what} of {name!r} cannot be loaded: {first_line(error)} Check the name or path (and your login and "

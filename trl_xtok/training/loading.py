@@ -184,10 +184,11 @@ def _read(
     init_kwargs: Mapping[str, Any] | None,
     args: CrossTokenizerGKDConfig,
 ) -> Any:
+    source = _source(init_kwargs, args)
     try:
-        return load(name, **_source(init_kwargs, args))
+        return load(name, **source)
     except (ImportError, OSError, ValueError) as error:
-        raise failure(not_loaded(what, name, error)) from error
+        raise failure(not_loaded(what, name, error, source.get("gguf_file"))) from error
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
