@@ -56,7 +56,10 @@ class TestRefusals:
             (["--learning_rat", "1e-5"], "unknown argument '--learning_rat'. Did you mean '--learning_rate'?"),
             (["--num_proceses", "2"], "unknown argument '--num_proceses'. Did you mean '--num_processes'?"),
             (["--qqq"], "unknown argument '--qqq'."),
-            (["run.yaml"], "unknown argument 'run.yaml'. A value without a flag; a configuration file is `--config"),
+            (
+                ["run.yaml"],
+                "unknown argument 'run.yaml'. The flag before it takes no more values; a configuration file is `",
+            ),
             (["--max_steps", "many"], "invalid int value: 'many'"),
             (["--objective", "kl"], "invalid choice: 'kl' (choose from 'auto', 'chunk_rkl'"),
             (

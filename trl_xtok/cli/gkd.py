@@ -101,7 +101,7 @@ class _Launch:
         if name.startswith("-"):
             hint = did_you_mean(name, flags, prefix)
         else:
-            hint = " A value without a flag; a configuration file is `--config FILE`."
+            hint = " The flag before it takes no more values; a configuration file is `--config FILE`."
         self._parser.error(f"{what} {name.removeprefix('--' if not prefix else '')!r}.{hint}")
 
     def is_needed(self) -> bool:
