@@ -119,7 +119,7 @@ def test_a_gguf_teacher_trains_a_student(tmp_path, student_path):
 
 def test_a_gguf_file_that_is_not_there_is_named(tmp_path, student_path):
     args = tiny_args(tmp_path, teacher_model_init_kwargs={"gguf_file": "missing.gguf"})
-    with pytest.raises(ModelError, match="There is no file 'missing.gguf' in"):
+    with pytest.raises(ModelError, match=r"There is no file 'missing\.gguf' in"):
         tiny_trainer(student_path, str(tmp_path), args, **shared_tokenizers())
 
 
