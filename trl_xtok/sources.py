@@ -18,10 +18,10 @@ _FILES = {
 _GIVE = "Give the folder of a model, or its name on the Hub, such as 'Qwen/Qwen3-8B'."
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error, as a sentence."""
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line if line.endswith((".", "!", "?", ":")) else f"{line}."
+def in_one_line(error: Exception) -> str:
+    """What a library said, as one paragraph that ends."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if text.endswith((".", "!", "?", ":")) else f"{text}."
 
 
 def not_loaded(
@@ -54,7 +54,7 @@ def not_loaded(
             "set `trust_remote_code=True`, which runs it."
         )
     return (
-        f"The {what} of {name!r} cannot be loaded: {first_line(error)} Check the name or path (and your login and "
+        f"The {what} of {name!r} cannot be loaded: {in_one_line(error)} Check the name or path (and your login and "
         "connection, if it is a model of the Hub; without a connection it has to be in the cache)."
     )
 
@@ -73,7 +73,7 @@ def data_not_loaded(names: Sequence[str], error: Exception, suffixes: Collection
         if path.is_dir() and not any(suffix in suffixes for file in path.rglob("*") for suffix in file.suffixes):
             return f"The folder {name!r} holds no data: no file in it ends in {', '.join(suffixes)}. Check the path."
     return (
-        f"The dataset {', '.join(map(repr, names))} cannot be loaded: {first_line(error)} Check the name or path and "
+        f"The dataset {', '.join(map(repr, names))} cannot be loaded: {in_one_line(error)} Check the name or path and "
         "the split (and your login and connection, if it is a dataset of the Hub)."
     )
 

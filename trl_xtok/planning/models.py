@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import ConfigError, ModelError
-from ..sources import first_line
+from ..sources import in_one_line
 
 
 Bits = Literal[4, 8]
@@ -92,7 +92,7 @@ def _build(spec: ModelSpec) -> nn.Module:
             # PEFT writes what it chose into the configuration.
             model = get_peft_model(model, deepcopy(spec.adapter))
         except ValueError as error:
-            raise ConfigError(f"The adapter does not fit {type(model).__name__}: {first_line(error)}") from error
+            raise ConfigError(f"The adapter does not fit {type(model).__name__}: {in_one_line(error)}") from error
     if spec.bits is not None:
         _quantize(model, spec)
     for module in model.modules():
