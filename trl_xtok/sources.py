@@ -48,11 +48,6 @@ def not_loaded(
             f"The folder {name!r} holds no {what}: there is none of {', '.join(_FILES[what])} in it. Give the folder "
             "of a whole model; for an adapter, that of its base model."
         )
-    if "trust_remote_code" in str(error):
-        return (
-            f"The {what} of {name!r} cannot be loaded: {first_line(error)} If you have read this code and trust it, "
-            "set `trust_remote_code=True`, which runs it."
-        )
     return (
         f"The {what} of {name!r} cannot be loaded: {in_one_line(error)} Check the name or path (and your login and "
         "connection, if it is a model of the Hub; without a connection it has to be in the cache)."
