@@ -1,6 +1,7 @@
 """What vLLM does for rollouts, done with a transformers model behind a server of the standard library."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,3 +69,26 @@ class EngineServer(StubServer):
 
 def _load(path: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(path).eval()
+
+
+def restarting(serve: Callable[..., EngineServer], server: EngineServer, at: list[int]) -> list[EngineServer]:
+    """Have a server be started again, with `serve`, instead of answering some of the requests for completions."""
+    asked, servers = [], [server]
+
+    def watch(current: EngineServer) -> None:
+        answer = current.answer
+
+        def maybe_restart(request):
+            if request.path == "/v1/completions":
+                asked.append(request)
+                if len(asked) in at:
+                    current.close()
+                    servers.append(serve(port=current.port))
+                    watch(servers[-1])
+                    return Reply(b"", declared=1)
+            return answer(request)
+
+        current.answer = maybe_restart
+
+    watch(server)
+    return servers

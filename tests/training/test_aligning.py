@@ -1,16 +1,20 @@
 """A served teacher is asked for the scores of a completion while others are still being written, to the same step."""
 
+from contextlib import ExitStack
 from threading import Event
+from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tests import real_tokenizers
-from tests.serving.model_server import ModelServer
+from tests.serving.model_server import ModelServer, choice
 from tests.serving.stub_server import Reply, StubServer
-from tests.training.engine_server import EngineServer
+from tests.training.engine_server import EngineServer, restarting
 from tests.training.fixed_rollouts import without_times
-from tests.training.runs import logged
+from tests.training.runs import logged, parameters_of
+from tests.training.tiny_models import PROMPTS, prompt_dataset
 from trl_xtok.errors import ServerError
 from trl_xtok.serving.models import ServedModel
 from trl_xtok.serving.scores import ServedScorer
@@ -43,17 +47,37 @@ def assert_each_once(server: ModelServer, completions: int) -> None:
     assert len(server.scored) == len({*server.scored}) == completions + 1
 
 
+def engine_at(url: str) -> dict[str, Any]:
+    address = {"vllm_mode": "server", "vllm_weight_sync": "reload", "vllm_server_base_url": url}
+    return {"use_vllm": True, "vllm_server_timeout": 20.0, **address}
+
+
+def ask_late(trainer) -> None:
+    """Have it ask when all completions are written."""
+    roll_out = trainer._roll_out
+    trainer._roll_out = lambda prompts, on_written: roll_out(prompts, lambda written: None)
+
+
 @pytest.mark.parametrize("size", [1, 3])
-def test_the_step_is_that_with_a_local_teacher(make_trainer, scoring, size):
+def test_the_step_is_the_same_with_and_without_a_server_asked_early_and_late(make_trainer, scoring, size):
     settings = {"max_steps": 2, "gradient_accumulation_steps": 2, "generation_batch_size": size}
-    logs = []
-    for url in (None, scoring.url):
-        trainer = make_trainer(teacher_server_url=url, **settings)
+    logs, weights = {}, {}
+    for name in ("local", "early", "late"):
+        torch.manual_seed(0)
+        trainer = make_trainer(teacher_server_url=None if name == "local" else scoring.url, **settings)
+        if name == "late":
+            ask_late(trainer)
+        scoring.scored.clear()
         trainer.train()
-        logs.append([without_times(log) for log in logged(trainer)])
-    for local, served in zip(*logs, strict=True):
+        logs[name] = [without_times(log) for log in logged(trainer)]
+        weights[name] = parameters_of(trainer.model)
+        if name != "local":
+            # The probe is gone already.
+            assert len(scoring.scored) == len({*scoring.scored}) == trainer.teacher.scorer.requested == 8
+    assert logs["early"] == logs["late"]
+    assert all(weight.equal(weights["late"][name]) for name, weight in weights["early"].items())
+    for local, served in zip(logs["local"], logs["early"], strict=True):
         assert served == pytest.approx(local, abs=1e-4)
-    assert_each_once(scoring, 8)
 
 
 def test_scores_are_asked_for_while_completions_are_generated(make_trainer, scoring, monkeypatch):
@@ -83,30 +107,108 @@ def test_scores_are_asked_for_while_an_engine_writes(make_trainer, scoring, stud
             return reply
 
         engine.answer = write
-        address = {"vllm_mode": "server", "vllm_weight_sync": "reload", "vllm_server_base_url": engine.url}
-        make_trainer(teacher_server_url=scoring.url, use_vllm=True, **address).train()
+        make_trainer(teacher_server_url=scoring.url, **engine_at(engine.url)).train()
     assert waited == [True]
     assert_each_once(scoring, 2)
 
 
-def test_after_a_failure_nothing_more_is_asked():
-    requests = 0
+def test_completions_that_are_thrown_away_change_nothing(
+    make_trainer, scoring, student_path, same_tokenizer_teacher_path
+):
+    """A server that is started again in the second step samples from another model at first."""
+    logs, scored = [], []
+    for at in ([], [4]):
+        with ExitStack() as stack:
+
+            def serve(path: str = same_tokenizer_teacher_path, stack: ExitStack = stack, **options) -> EngineServer:
+                return stack.enter_context(EngineServer(path, **options))
+
+            engine = serve(student_path)
+            servers = restarting(serve, engine, at)
+            trainer = make_trainer(
+                teacher_server_url=scoring.url, max_steps=2, generation_batch_size=1, **engine_at(engine.url)
+            )
+            scoring.scored.clear()
+            trainer.train()
+        assert len(servers) == 1 + len(at)
+        assert len(scoring.scored) == len({*scoring.scored}) == trainer.teacher.scorer.requested == 4 + len(at)
+        logs.append([without_times(log) for log in logged(trainer)])
+        scored.append({*scoring.scored})
+    assert logs[1] == logs[0]
+    assert scored[0] < scored[1]
+
+
+def test_rows_that_fill_up_a_batch_are_not_asked_for(make_trainer, scoring, monkeypatch):
+    trainer = make_trainer(teacher_server_url=scoring.url, arguments={"eval_dataset": prompt_dataset(PROMPTS[:2])})
+    monkeypatch.setattr(trainer, "_rows_that_count", lambda inputs: 1)
+    trainer.evaluate()
+    assert_each_once(scoring, 1)
+
+
+def test_what_failed_while_a_step_was_interrupted_is_no_failure_of_the_next(make_trainer, scoring, monkeypatch):
+    trainer = make_trainer(teacher_server_url=scoring.url, generation_batch_size=1)
+    generate, serve, refused, written = trainer.model.generate, scoring.answer, Event(), []
 
     def refuse(request):
-        nonlocal requests
-        requests += 1
+        refused.set()
+        return Reply({"error": "no key"}, 401)
+
+    def write(*args, **kwargs):
+        if len(written) == 1:
+            assert refused.wait(20)
+            written.append(None)
+            raise KeyboardInterrupt
+        written.append(generate(*args, **kwargs))
+        return written[-1]
+
+    monkeypatch.setattr(trainer.model, "generate", write)
+    scoring.answer = refuse
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    scoring.answer = serve
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.fixture
+def teacher():
+    """A teacher, and the server that it is behind, which refuses everything."""
+
+    def refuse(request):
         return Reply({"error": "no key"}, 401, delay=0.2)
 
     with StubServer(answer=refuse) as stub:
         scorer = ServedScorer([VLLMServer(stub.url, deadline=2.0)], "teacher")
         config = PreTrainedConfig(vocab_size=100, max_position_embeddings=50)
-        teacher = ServedTeacher(scorer, ServedModel("teacher", None, 50), config)
+        yield ServedTeacher(scorer, ServedModel("teacher", None, 50), config), stub
+
+
+def test_after_a_failure_nothing_more_is_asked(teacher):
+    teacher, stub = teacher
+    for step in (1, 2):
+        teacher.start_step()
         for token in range(5):
             teacher.expect([[1]], [[token]])
         with pytest.raises(ServerError, match="401"), teacher.on_device():
             teacher.token_logps([[1]], [[0]])
-        assert requests == 1
-        # The next step is another one.
-        with pytest.raises(ServerError, match="401"), teacher.on_device():
-            teacher.token_logps([[1]], [[0]])
-        assert requests == 2
+        assert len(stub.requests) == step
+
+
+def test_a_request_that_fails_after_its_step_is_forgotten(teacher):
+    teacher, stub = teacher
+    asked, go_on = Event(), Event()
+
+    def answer(request):
+        (ids,) = request.json["prompt"]
+        if ids[-1] == 2:
+            asked.set()
+            go_on.wait(20)
+            return Reply({"error": "no key"}, 401)
+        return Reply({"choices": [choice(0, ids, [-1.0])]})
+
+    stub.answer = answer
+    teacher.expect([[1]], [[2]])
+    assert asked.wait(20)
+    teacher.start_step()
+    go_on.set()
+    assert teacher.token_logps([[1]], [[3]]).tolist() == [-1.0]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests import real_tokenizers
 from tests.serving.stub_server import Reply
-from tests.training.engine_server import EngineServer
+from tests.training.engine_server import EngineServer, restarting
 from tests.training.fixed_rollouts import FixedTrainer, lora, whole_step, without_times
 from tests.training.tiny_models import PROMPTS, prompt_dataset, save, tiny_args, tiny_model, tiny_trainer
 from trl_xtok.errors import ModelError, ServerError
@@ -232,29 +232,6 @@ def test_evaluations_send_the_weights_once_and_draw_the_same_again(make, serve):
     assert len(server.completions) == len(PROMPTS)
     assert first["eval_loss"] == pytest.approx(second["eval_loss"], abs=1e-6)
     assert first["eval_sampling/sampling_logp_difference/max"] < 1e-4
-
-
-def restarting(serve, server, at: list[int]) -> list[EngineServer]:
-    """Have a server be started again instead of answering some of the requests for completions."""
-    asked, servers = [], [server]
-
-    def watch(current: EngineServer) -> None:
-        answer = current.answer
-
-        def maybe_restart(request):
-            if request.path == "/v1/completions":
-                asked.append(request)
-                if len(asked) in at:
-                    current.close()
-                    servers.append(serve(port=current.port))
-                    watch(servers[-1])
-                    return Reply(b"", declared=1)
-            return answer(request)
-
-        current.answer = maybe_restart
-
-    watch(server)
-    return servers
 
 
 def test_a_server_that_is_restarted_while_it_samples_gets_the_weights_again(make, serve, caplog):

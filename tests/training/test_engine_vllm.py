@@ -55,8 +55,8 @@ def sampled(monkeypatch):
     """What the server sampled for the last window."""
     completions, sample = [], CompletionServer.sample
 
-    def record(self, prompts, seeds):
-        completions[:] = sample(self, prompts, seeds)
+    def record(self, *args):
+        completions[:] = sample(self, *args)
         return [*completions]
 
     monkeypatch.setattr(CompletionServer, "sample", record)

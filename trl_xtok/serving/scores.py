@@ -3,8 +3,9 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from threading import Lock
 from typing import NamedTuple
 
 from ..errors import ServerError
@@ -142,6 +143,60 @@ class ServedScorer:
             return [[math.nan] * _size(batch[0])]
         # The first id has no log-prob.
         return [logps[each.start - 1 :] for logps, each in zip(scored, batch, strict=True)]
+
+
+class BackgroundScores:
+    """Scores that are asked for in the background, each once; what comes while the servers are busy goes together.
+
+    Args:
+        scorer: Asks the servers.
+    """
+
+    def __init__(self, scorer: ServedScorer):
+        self._scorer, self._lock = scorer, Lock()
+        # One at a time: while it asks for some, the next are gathered.
+        self._thread = ThreadPoolExecutor(1, "trl_xtok-background")
+        self._expected: set[Completion] = set()
+        self._waiting: list[Completion] = []
+        self._pending: list[Future[None]] = []
+        self._known: dict[Completion, list[float]] = {}
+        self._has_failed = False
+
+    def expect(self, completions: Iterable[Completion]) -> None:
+        """Ask for those that were not asked for yet; after a failure nothing is."""
+        new = [each for each in dict.fromkeys(completions) if each not in self._expected]
+        if not new:
+            return
+        self._expected.update(new)
+        with self._lock:
+            self._waiting += new
+        self._pending.append(self._thread.submit(self._ask))
+
+    def wait(self, completions: Sequence[Completion]) -> list[list[float]]:
+        """What [`ServedScorer.scores`] says of them, when it is there.
+
+        Raises:
+            ServerError: As there, for whatever was asked.
+            CacheError: The same.
+        """
+        self.expect(completions)
+        while self._pending:
+            self._pending.pop(0).result()
+        return [self._known[each] for each in completions]
+
+    def close(self) -> None:
+        """Ask for nothing more; what is under way is not waited for."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self) -> None:
+        with self._lock:
+            asked, self._waiting = self._waiting, []
+        if not self._has_failed:
+            try:
+                self._known |= zip(asked, self._scorer.scores(asked), strict=True)
+            except BaseException:
+                self._has_failed = True
+                raise
 
 
 def _size(completion: Completion) -> int:

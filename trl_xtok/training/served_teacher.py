@@ -2,11 +2,8 @@
 
 import hashlib
 import logging
-import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Lock
 
 import torch
 from jaxtyping import Float
@@ -17,7 +14,7 @@ from ..alignment.token_bytes import PROBE_TEXT
 from ..errors import ModelError, TokenizerError
 from ..serving.models import ServedModel, find_replicas, tokenize
 from ..serving.score_cache import ScoreCache
-from ..serving.scores import Completion, ServedScorer, score
+from ..serving.scores import BackgroundScores, Completion, ServedScorer, score
 from ..serving.server import VLLMServer
 from .config import CrossTokenizerGKDConfig
 from .loading import Model, context_length, read_teacher_config
@@ -51,51 +48,22 @@ class ServedTeacher:
         self.scorer, self.config = scorer, config
         self.model = TeacherStandIn(config)
         self._context, self._vocab_size = context_length(config), config.vocab_size
-        # One at a time: while it asks for some, the next are gathered.
-        self._thread = ThreadPoolExecutor(1, "trl_xtok-teacher")
-        weakref.finalize(self, self._thread.shutdown, wait=False, cancel_futures=True)
-        self._lock = Lock()
-        self._forget()
+        self._scores = BackgroundScores(scorer)
 
-    def _forget(self) -> None:
-        self._expected: set[Completion] = set()
-        self._waiting: list[Completion] = []
-        self._pending: list[Future[None]] = []
-        self._known: dict[Completion, list[float]] = {}
-        self._has_failed = False
+    def start_step(self) -> None:
+        """Expect nothing yet, whatever became of the last optimizer step and of what it asked for."""
+        self._scores.close()
+        self._scores = BackgroundScores(self.scorer)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """Nothing is moved; but if one process has no scores, none goes on, and all fail for the same reason."""
-        try:
-            with failing_together("has no scores of the teacher"):
-                yield
-        finally:
-            for future in self._pending:
-                future.cancel()
-            self._forget()
+        with failing_together("has no scores of the teacher"):
+            yield
 
     def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
-        """Ask for them in the background, each once; all that came while the server was busy is asked for together."""
-        asked = dict.fromkeys(self._readable(*pair) for pair in zip(prompts, completions, strict=True))
-        new = [each for each in asked if each not in self._expected]
-        if not new:
-            return
-        self._expected.update(new)
-        with self._lock:
-            self._waiting += new
-        self._pending.append(self._thread.submit(self._ask))
-
-    def _ask(self) -> None:
-        with self._lock:
-            asked, self._waiting = self._waiting, []
-        # Without what was asked before, the step has ended already.
-        if not self._has_failed:
-            try:
-                self._known |= zip(asked, self.scorer.scores(asked), strict=True)
-            except BaseException:
-                self._has_failed = True
-                raise
+        """Ask for them in the background."""
+        self._scores.expect(self._readable(*pair) for pair in zip(prompts, completions, strict=True))
 
     def token_logps(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
@@ -106,11 +74,7 @@ class ServedTeacher:
             ServerError: If a server stays away, or answers what cannot be used.
             CacheError: If the file with the scores cannot be used.
         """
-        self.expect(prompts, completions)
-        while self._pending:
-            self._pending.pop(0).result()
-        # What is missing there is missing for good.
-        scores = [self._known[self._readable(*pair)] for pair in zip(prompts, completions, strict=True)]
+        scores = self._scores.wait([self._readable(*pair) for pair in zip(prompts, completions, strict=True)])
         logps = torch.full((sum(map(len, completions)),), torch.nan)
         start = 0
         for completion, values in zip(completions, scores, strict=True):

@@ -30,6 +30,10 @@ class Teaching(Protocol):
 
     model: nn.Module
 
+    def start_step(self) -> None:
+        """What was expected before is not asked for any more: the last step may have ended in the midst."""
+        ...
+
     def on_device(self) -> AbstractContextManager[None]:
         """Around the scoring of an optimizer step."""
         ...
@@ -62,9 +66,14 @@ class _Several:
         self.model = nn.ModuleList(teacher.model for teacher in teachers.values())
         self._teachers = [*teachers.values()]
 
+    def start_step(self) -> None:
+        """See [`Teaching.start_step`]."""
+        for teacher in self._teachers:
+            teacher.start_step()
+
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """See [`Teacher.on_device`]."""
+        """See [`Teaching.on_device`]."""
         with ExitStack() as stack:
             for teacher in self._teachers:
                 stack.enter_context(teacher.on_device())
@@ -146,6 +155,9 @@ class LocalTeacher:
     def lm_head(self) -> LMHead:
         """What makes logits of its hidden states."""
         return read_lm_head(causal_lm(self.model))
+
+    def start_step(self) -> None:
+        """It expects nothing."""
 
     def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
         """It computes a micro-batch at a time, for want of memory."""

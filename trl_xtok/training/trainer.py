@@ -204,6 +204,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         metrics = self._run_log.metrics[mode]
         on_policy = not self.args.eval_on_dataset if mode == "eval" else mode != _OFF
         teachers = [*self.teachers.values()]
+        self.teacher.start_step()
         window = WindowAligner(self.aligners, prompts, metrics, teachers=teachers if on_policy else (), rows=rows)
         read = self._written if mode == _OFF else read_completions
         with metrics.timed("rollout"):
