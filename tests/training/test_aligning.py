@@ -1,5 +1,6 @@
 """A served teacher is asked for the scores of a completion while others are still being written, to the same step."""
 
+import time
 from contextlib import ExitStack
 from threading import Event
 from typing import Any
@@ -186,12 +187,30 @@ def teacher():
 def test_after_a_failure_nothing_more_is_asked(teacher):
     teacher, stub = teacher
     for step in (1, 2):
-        teacher.start_step()
-        for token in range(5):
-            teacher.expect([[1]], [[token]])
-        with pytest.raises(ServerError, match="401"), teacher.on_device():
+        with pytest.raises(ServerError, match="401"), teacher.expecting(), teacher.on_device():
+            for token in range(5):
+                teacher.expect([[1]], [[token]])
             teacher.token_logps([[1]], [[0]])
         assert len(stub.requests) == step
+
+
+def test_a_step_that_ends_in_the_midst_sends_no_more_requests(teacher, monkeypatch):
+    teacher, stub = teacher
+    asked = Event()
+
+    def answer(request):
+        asked.set()
+        return Reply({"choices": [choice(i, ids, [-1.0]) for i, ids in enumerate(request.json["prompt"])]}, delay=0.2)
+
+    stub.answer = answer
+    monkeypatch.setattr(teacher.scorer, "_max_concurrency", 1)
+    with pytest.raises(KeyboardInterrupt), teacher.expecting():
+        teacher.expect([[1]] * 80, [[token] for token in range(80)])
+        assert asked.wait(20)
+        raise KeyboardInterrupt
+    time.sleep(1.0)
+    # Eight completions go into one request.
+    assert len(stub.requests) <= 2
 
 
 def test_a_request_that_fails_after_its_step_is_forgotten(teacher):
@@ -207,8 +226,8 @@ def test_a_request_that_fails_after_its_step_is_forgotten(teacher):
         return Reply({"choices": [choice(0, ids, [-1.0])]})
 
     stub.answer = answer
-    teacher.expect([[1]], [[2]])
-    assert asked.wait(20)
-    teacher.start_step()
+    with teacher.expecting():
+        teacher.expect([[1]], [[2]])
+        assert asked.wait(20)
     go_on.set()
     assert teacher.token_logps([[1]], [[3]]).tolist() == [-1.0]

@@ -47,7 +47,7 @@ def test_what_is_better_follows_from_the_metric(metric, greater):
     assert config(metric_for_best_model=metric, greater_is_better=not greater, **BEST).greater_is_better is not greater
 
 
-@pytest.mark.parametrize("metric", ["loss", "eval_loss"])
+@pytest.mark.parametrize("metric", ["loss", "eval_loss", "eval_unmatched_loss"])
 @pytest.mark.parametrize("objective", ["chunk_rkl", "hybrid", "prefix_jsd"])
 def test_a_loss_that_rises_while_the_student_improves_is_refused(objective, metric):
     with pytest.raises(ConfigError, match=f"`metric_for_best_model='{metric}'` would choose the worst checkpoint"):

@@ -8,7 +8,9 @@ from tests.training.runs import parameters_of, shared_tokenizers
 
 @pytest.mark.filterwarnings("ignore:`(eos|pad)_token` is deprecated:FutureWarning")
 def test_tokens_named_in_the_arguments_are_those_of_the_run(make_trainer):
-    trainer = make_trainer(eos_token="<|endoftext|>", pad_token="<|im_start|>")
+    # Read anew, since it is changed.
+    own = {"processing_class": None}
+    trainer = make_trainer(arguments=own, eos_token="<|endoftext|>", pad_token="<|im_start|>")
     tokenizer = trainer.processing_class
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|im_start|>")
     assert trainer.generation_config.pad_token_id == tokenizer.pad_token_id

@@ -131,7 +131,8 @@ def tiny_trainer(
 ) -> Trainer:
     """A trainer over `PROMPTS`; further arguments are the trainer's.
 
-    Tokenizers that it would find by name are read once for all trainers, but where one is given as `None`.
+    Tokenizers that it would find by name are read once for all trainers, so a test must not change them. One that is
+    given as `None` is read anew.
     """
     arguments.setdefault("train_dataset", prompt_dataset())
     for name, model in {"processing_class": student, "teacher_processing_class": teacher}.items():

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
-from threading import Lock
+from threading import Event, Lock
 from typing import NamedTuple
 
 from ..errors import ServerError
@@ -75,10 +75,14 @@ class ServedScorer:
         self._cache = cache
         self.requested = 0
 
-    def scores(self, completions: Sequence[Completion]) -> list[list[float]]:
+    def scores(self, completions: Sequence[Completion], stop: Event | None = None) -> list[list[float]]:
         """Log-prob of each id of each completion, in nats; NaN where the server has none to give.
 
         What is asked for more than once is sent once. What came before an error is in the cache.
+
+        Args:
+            completions: What is to be scored.
+            stop: Where it is set meanwhile, no more requests are sent, and what is missing is empty.
 
         Raises:
             ServerError: If a server does not answer before its deadline, or answers what cannot be used.
@@ -88,7 +92,7 @@ class ServedScorer:
         keys = {} if self._cache is None else {each: self._cache.key(each.ids, each.start) for each in wanted}
         cached = {} if self._cache is None else self._cache.read(keys.values())
         known = {each: cached[key] for each, key in keys.items() if len(cached.get(key, ())) == _size(each)}
-        for batch, scores in self._ask([each for each in wanted if each not in known]):
+        for batch, scores in self._ask([each for each in wanted if each not in known], stop or Event()):
             known |= zip(batch, scores, strict=True)
             self._keep(dict(zip((keys[each] for each in batch), scores, strict=True)) if keys else {})
         return [known.get(each, []) for each in completions]
@@ -99,7 +103,9 @@ class ServedScorer:
         if self._cache is not None and whole:
             self._cache.write(whole)
 
-    def _ask(self, completions: Sequence[Completion]) -> Iterator[tuple[list[Completion], list[list[float]]]]:
+    def _ask(
+        self, completions: Sequence[Completion], stop: Event
+    ) -> Iterator[tuple[list[Completion], list[list[float]]]]:
         """Batches of similar length and their scores, in the order in which they come."""
         # The longest first: they take longest.
         ordered = sorted(completions, key=lambda each: len(each.ids), reverse=True)
@@ -109,7 +115,7 @@ class ServedScorer:
             futures: dict[Future[list[list[float]]], list[Completion]] = {}
             for batch in batches:
                 server = self._servers[next(self._turns) % len(self._servers)]
-                futures[pool.submit(self._score, server, batch)] = batch
+                futures[pool.submit(self._score, server, batch, stop)] = batch
             failure = None
             for future in as_completed(futures):
                 try:
@@ -129,8 +135,10 @@ class ServedScorer:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _score(self, server: VLLMServer, batch: Sequence[Completion]) -> list[list[float]]:
+    def _score(self, server: VLLMServer, batch: Sequence[Completion], stop: Event) -> list[list[float]]:
         """One request; if it is refused, its halves, so that nothing is lost but what the server cannot read."""
+        if stop.is_set():
+            raise CancelledError
         try:
             scored = score(server, self._model, [each.ids for each in batch])
         except ServerError as error:
@@ -138,7 +146,7 @@ class ServedScorer:
                 raise
             if len(batch) > 1:
                 half = len(batch) // 2
-                return self._score(server, batch[:half]) + self._score(server, batch[half:])
+                return self._score(server, batch[:half], stop) + self._score(server, batch[half:], stop)
             _logger.warning("A completion of %d ids is left out: %s", _size(batch[0]), error)
             return [[math.nan] * _size(batch[0])]
         # The first id has no log-prob.
@@ -160,7 +168,8 @@ class BackgroundScores:
         self._waiting: list[Completion] = []
         self._pending: list[Future[None]] = []
         self._known: dict[Completion, list[float]] = {}
-        self._has_failed = False
+        self._stop = Event()
+        self._failure: Exception | None = None
 
     def expect(self, completions: Iterable[Completion]) -> None:
         """Ask for those that were not asked for yet; after a failure nothing is."""
@@ -182,21 +191,23 @@ class BackgroundScores:
         self.expect(completions)
         while self._pending:
             self._pending.pop(0).result()
+        if self._failure is not None:
+            raise self._failure
         return [self._known[each] for each in completions]
 
     def close(self) -> None:
-        """Ask for nothing more; what is under way is not waited for."""
+        """Send no more requests; those under way are not waited for."""
+        self._stop.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self) -> None:
         with self._lock:
             asked, self._waiting = self._waiting, []
-        if not self._has_failed:
+        if self._failure is None:
             try:
-                self._known |= zip(asked, self._scorer.scores(asked), strict=True)
-            except BaseException:
-                self._has_failed = True
-                raise
+                self._known |= zip(asked, self._scorer.scores(asked, self._stop), strict=True)
+            except Exception as error:
+                self._failure = error
 
 
 def _size(completion: Completion) -> int:

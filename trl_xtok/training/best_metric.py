@@ -51,7 +51,8 @@ def refuse_loss(args: Any, objective: ObjectiveName, datasets: Iterable[str] = (
         ConfigError: If it is one.
     """
     name = args.metric_for_best_model
-    losses = {"loss", *(f"{dataset}_loss" for dataset in datasets)}
+    kinds = ("loss", "unmatched_loss")
+    losses = {*kinds, *(f"{dataset}_{kind}" for dataset in datasets for kind in kinds)}
     if name is None or name.removeprefix("eval_") not in losses or objective not in CREDITING:
         return
     # Credit is for what the student wrote.

@@ -50,10 +50,14 @@ class ServedTeacher:
         self._context, self._vocab_size = context_length(config), config.vocab_size
         self._scores = BackgroundScores(scorer)
 
-    def start_step(self) -> None:
-        """Expect nothing yet, whatever became of the last optimizer step and of what it asked for."""
-        self._scores.close()
-        self._scores = BackgroundScores(self.scorer)
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """What an optimizer step asked for is nothing to the next one, whatever became of it."""
+        try:
+            yield
+        finally:
+            self._scores.close()
+            self._scores = BackgroundScores(self.scorer)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ transformers model, quantized or not; `ServedTeacher` asks a server.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +30,8 @@ class Teaching(Protocol):
 
     model: nn.Module
 
-    def start_step(self) -> None:
-        """What was expected before is not asked for any more: the last step may have ended in the midst."""
+    def expecting(self) -> AbstractContextManager[None]:
+        """Around all that is expected for an optimizer step; where that ends in the midst, no more is asked for."""
         ...
 
     def on_device(self) -> AbstractContextManager[None]:
@@ -66,10 +66,13 @@ class _Several:
         self.model = nn.ModuleList(teacher.model for teacher in teachers.values())
         self._teachers = [*teachers.values()]
 
-    def start_step(self) -> None:
-        """See [`Teaching.start_step`]."""
-        for teacher in self._teachers:
-            teacher.start_step()
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """See [`Teaching.expecting`]."""
+        with ExitStack() as stack:
+            for teacher in self._teachers:
+                stack.enter_context(teacher.expecting())
+            yield
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
@@ -156,8 +159,9 @@ class LocalTeacher:
         """What makes logits of its hidden states."""
         return read_lm_head(causal_lm(self.model))
 
-    def start_step(self) -> None:
+    def expecting(self) -> AbstractContextManager[None]:
         """It expects nothing."""
+        return nullcontext()
 
     def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
         """It computes a micro-batch at a time, for want of memory."""

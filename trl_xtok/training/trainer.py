@@ -204,15 +204,15 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         metrics = self._run_log.metrics[mode]
         on_policy = not self.args.eval_on_dataset if mode == "eval" else mode != _OFF
         teachers = [*self.teachers.values()]
-        self.teacher.start_step()
         window = WindowAligner(self.aligners, prompts, metrics, teachers=teachers if on_policy else (), rows=rows)
         read = self._written if mode == _OFF else read_completions
-        with metrics.timed("rollout"):
-            windows = window.finish(self._roll_out(prompts, window.add) if on_policy else read(prompts))
-        with metrics.timed("teacher"), self.teacher.on_device():
-            selection = self.objective.selection(self.args, self.aligners, on_policy=on_policy)
-            options = {"teachers": teachers, "selection": selection, "device": self.args.device}
-            batches = self.objective.score_window(windows, **options)
+        with self.teacher.expecting():
+            with metrics.timed("rollout"):
+                windows = window.finish(self._roll_out(prompts, window.add) if on_policy else read(prompts))
+            with metrics.timed("teacher"), self.teacher.on_device():
+                selection = self.objective.selection(self.args, self.aligners, on_policy=on_policy)
+                options = {"teachers": teachers, "selection": selection, "device": self.args.device}
+                batches = self.objective.score_window(windows, **options)
         for batch in batches:
             batch.rollouts = batch.rollouts[:rows]
         self._run_log.start_step(batches, mode)
