@@ -4,6 +4,7 @@ import math
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
@@ -165,8 +166,10 @@ def test_what_came_before_an_error_is_kept(server, cached):
 
 
 WRITER = """
-import sys
+import sys, time
 from trl_xtok.serving.score_cache import ScoreCache
+# All of them find no file.
+time.sleep(max(float(sys.argv[3]) - time.time(), 0))
 cache = ScoreCache(sys.argv[1], {"model": "a"})
 for number in range(200):
     cache.write({cache.key((number, int(sys.argv[2])), 1): [-1.0] * 9})
@@ -175,7 +178,8 @@ for number in range(200):
 
 def test_several_processes_write_at_the_same_time(tmp_path):
     command = [sys.executable, "-c", WRITER, str(tmp_path / "scores.db")]
-    writers = [subprocess.Popen([*command, str(number)]) for number in range(3)]
+    start = str(time.time() + 2.0)
+    writers = [subprocess.Popen([*command, str(number), start]) for number in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     cache = ScoreCache(tmp_path / "scores.db", {"model": "a"})
     keys = [cache.key((number, writer), 1) for number in range(200) for writer in range(3)]

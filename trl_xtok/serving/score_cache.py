@@ -5,7 +5,7 @@ import json
 import sqlite3
 import weakref
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -71,31 +71,32 @@ class ScoreCache:
             CacheError: If the file is damaged, or the disk is full.
         """
         rows = [(key, array("f", values).tobytes()) for key, values in scores.items()]
-        with self._explaining(), self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
+        with self._explaining(), self._lock, self._transaction():
+            self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
 
     def _prepare(self) -> None:
-        (application,) = self._database.execute("PRAGMA application_id").fetchone()
-        (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if tables and (application, version) != (_APPLICATION, _VERSION):
-            raise CacheError(
-                f"{str(self._path)!r} is a database, but not a cache of scores of this version. Give "
-                "`teacher_score_cache` another path, or delete the file."
-            )
-        self._database.execute("PRAGMA journal_mode = WAL")
-        # Enough for a process that is killed; scores that a power cut takes are asked for again.
-        self._database.execute("PRAGMA synchronous = NORMAL")
+        # Processes that start together find it empty or whole.
+        with self._transaction():
+            (application,) = self._database.execute("PRAGMA application_id").fetchone()
+            (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            if tables and (application, version) != (_APPLICATION, _VERSION):
+                raise CacheError(
+                    f"{str(self._path)!r} is a database, but not a cache of scores of this version. Give "
+                    "`teacher_score_cache` another path, or delete the file."
+                )
+            self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
+            self._database.execute(f"PRAGMA user_version = {_VERSION}")
+            self._database.execute(_TABLE)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         self._database.execute("BEGIN IMMEDIATE")
-        self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
-        self._database.execute(f"PRAGMA user_version = {_VERSION}")
-        self._database.execute(_TABLE)
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
         self._database.execute("COMMIT")
 
     @contextmanager
@@ -105,6 +106,6 @@ class ScoreCache:
         except (sqlite3.Error, OSError, TypeError, ValueError) as error:
             raise CacheError(
                 f"The cache of scores {str(self._path)!r} cannot be used ({type(error).__name__}: {error}). If the "
-                "file is damaged, delete it (with the files beside it that end in -wal and -shm): all scores can be "
+                "file is damaged, delete it (with a file beside it that ends in -journal): all scores can be "
                 "asked for again. If not, check the folder, its permissions and the space on its disk."
             ) from error
