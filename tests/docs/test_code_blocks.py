@@ -21,7 +21,7 @@ from trl.import_utils import TRLExperimentalWarning
 
 import trl_xtok
 from tests import real_tokenizers
-from tests.docs.stand_ins import fill_hub_cache, leave_a_run, load_stand_in, short_config
+from tests.docs.stand_ins import leave_a_run, load_stand_in, short_config
 from trl_xtok.cli import main
 
 
@@ -113,13 +113,6 @@ SYBIL = Sybil(
         CodeBlockParser("diff", run_diff),
     ]
 )
-
-
-@pytest.fixture(scope="module")
-def hub_cache(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("hub")
-    fill_hub_cache(folder)
-    return folder
 
 
 @pytest.fixture

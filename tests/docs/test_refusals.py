@@ -8,7 +8,6 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from tests.docs.stand_ins import fill_hub_cache
 from trl_xtok.cli import main
 
 
@@ -30,13 +29,6 @@ def wrong_commands() -> list[tuple[str, str]]:
     section = PAGE.read_text().partition("## What is refused, and how")[2].partition("\n## ")[0]
     blocks = re.findall(r"^    \$ (trl-xtok .*)\n((?:    (?!\$).*\n)*)", section, re.MULTILINE)
     return [(command, " ".join(said.split())) for command, said in blocks]
-
-
-@pytest.fixture(scope="module")
-def hub_cache(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("hub")
-    fill_hub_cache(folder)
-    return folder
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ A teacher needs to say one number per token of its own encoding of a completion.
 transformers model, quantized or not; `ServedTeacher` asks a server.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -66,21 +66,21 @@ class _Several:
         self.model = nn.ModuleList(teacher.model for teacher in teachers.values())
         self._teachers = [*teachers.values()]
 
-    @contextmanager
-    def expecting(self) -> Iterator[None]:
+    def expecting(self) -> AbstractContextManager[None]:
         """See [`Teaching.expecting`]."""
-        with ExitStack() as stack:
-            for teacher in self._teachers:
-                stack.enter_context(teacher.expecting())
-            yield
+        return _within(teacher.expecting() for teacher in self._teachers)
 
-    @contextmanager
-    def on_device(self) -> Iterator[None]:
+    def on_device(self) -> AbstractContextManager[None]:
         """See [`Teaching.on_device`]."""
-        with ExitStack() as stack:
-            for teacher in self._teachers:
-                stack.enter_context(teacher.on_device())
-            yield
+        return _within(teacher.on_device() for teacher in self._teachers)
+
+
+@contextmanager
+def _within(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 def all_of(teachers: Mapping[str, Teacher]) -> Teaching:
