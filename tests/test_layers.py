@@ -78,6 +78,7 @@ LAYERS = [
     "training.off_policy",
     "training.lookahead",
     "training.segmentation",
+    "training.sharding",
     "training.dataset_checks",
     "training.setup",
     "training.several_teachers",

@@ -8,6 +8,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from .config import CrossTokenizerGKDConfig
 from .metrics import RunMetrics
 from .processes import failing_together, true_of_any
 from .rollouts import OnWritten, end_ids
-from .scoring import causal_lm, completion_logps, pack
+from .scoring import causal_lm, completion_logps, in_forward, pack
 from .served_student import refuse_quantized, saved_for_server
 from .trl_compat import VLLMGeneration
 
@@ -151,8 +152,7 @@ class EngineRollouts(ABC):
         scoring = {**self._args.scoring, "temperature": self._args.temperature}
         training = student.training
         student.eval()
-        with self._accelerator.autocast():
-            logps = completion_logps(causal_lm(student), packed, **scoring)
+        logps = in_forward(student, self._accelerator, partial(completion_logps, packed=packed, **scoring))
         student.train(training)
         return logps.tolist()
 

@@ -1,4 +1,4 @@
-"""How a run is launched: on one device, or on several with DDP."""
+"""How a run is launched: on one device, or on several with DDP or FSDP2."""
 
 import os
 from typing import NoReturn
@@ -17,7 +17,6 @@ def check_launch(args: CrossTokenizerGKDConfig) -> None:
     """
     sharding = {
         "DeepSpeed": args.deepspeed_plugin is not None,
-        "FSDP": args.fsdp or args.fsdp_config or parse_flag_from_env("ACCELERATE_USE_FSDP"),
         "tensor or context parallelism": args.parallelism_config is not None
         or parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"),
         "Megatron-LM": parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"),
@@ -25,6 +24,7 @@ def check_launch(args: CrossTokenizerGKDConfig) -> None:
     for launcher, is_used in sharding.items():
         if is_used:
             refuse_launcher(launcher)
+    _check_fsdp(args)
     if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")).lower() != "no":
         raise ConfigError(
             f"The run is launched with `torch.compile` (ACCELERATE_DYNAMO_BACKEND={backend!r}), but the forward of "
@@ -32,13 +32,40 @@ def check_launch(args: CrossTokenizerGKDConfig) -> None:
         )
 
 
+def _check_fsdp(args: CrossTokenizerGKDConfig) -> None:
+    settings = args.fsdp_config or {}
+    if not args.fsdp and settings:
+        raise ConfigError(
+            f"`fsdp_config={settings!r}` has no effect without `fsdp`. Set `fsdp=True`, or leave it out."
+        )
+    if settings.get("xla"):
+        refuse_launcher("FSDP on XLA")
+    if not (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        return
+    if fsdp_version(args) != 2:
+        refuse_launcher("FSDP of version 1")
+    if args.reloads_weights:
+        raise ConfigError(
+            "The run is launched with FSDP, and `vllm_weight_sync='reload'` saves the weights that one process has. "
+            "Set `vllm_weight_sync='nccl'`, or leave `use_vllm` out."
+        )
+
+
+def fsdp_version(args: CrossTokenizerGKDConfig) -> int:
+    """That of the arguments, else that of the launcher."""
+    if args.fsdp:
+        return args.fsdp_plugin_args["fsdp_version"]
+    return int(os.environ.get("FSDP_VERSION", "1"))
+
+
 def refuse_launcher(launcher: str) -> NoReturn:
-    """Refuse a launcher that shards parameters or sequences.
+    """Refuse a launcher that shards parameters or sequences in a way that this trainer does not know.
 
     Raises:
         ConfigError: Always.
     """
     raise ConfigError(
         f"The run is launched with {launcher}, and this trainer gathers neither parameters nor sequences from "
-        "several devices. Launch it with DDP (`accelerate launch --multi_gpu`) or on one device."
+        "several devices that way. Launch it with DDP (`accelerate launch --multi_gpu`), with FSDP2 "
+        "(`--use_fsdp --fsdp_version 2`), or on one device."
     )

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from ..alignment.aligner import TokenizerAligner
 from ..errors import ConfigError
-from ..objectives import chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
+from ..objectives import LMHead, chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_estimate, sum_by_chunk, token_logps
 from .advantages import Credited, credit_tokens
 from .best_metric import refuse_loss
 from .config import CrossTokenizerGKDConfig
 from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unread
 from .lookahead import find_cuts, find_joins, join_chunks
-from .scoring import completion_states, read_lm_head
+from .scoring import completion_states, read_lm_head, with_head
 from .selection import Selection
 from .teachers import LocalTeacher, Teacher, expect_by_teacher, in_its_tokens, token_logps_by_teacher
 from .vocab_comparison import VocabComparison
@@ -155,7 +155,17 @@ def student_scores(
     student: PreTrainedModel, batch: MicroBatch, objective: Objective, args: CrossTokenizerGKDConfig
 ) -> StudentScores:
     """One forward pass of the student over a micro-batch."""
-    states, head = completion_states(student, batch.packed), read_lm_head(student)
+    states = completion_states(student, batch.packed)
+    return with_head(student, lambda head: _scores(states, head, batch, objective, args))
+
+
+def _scores(
+    states: Float[Tensor, "tokens hidden"],
+    head: LMHead,
+    batch: MicroBatch,
+    objective: Objective,
+    args: CrossTokenizerGKDConfig,
+) -> StudentScores:
     # Where only distributions are compared, log-probs are for the metrics.
     reads_logps = objective.name in (*CREDITING, "chunk_jsd") or args.crossentropy_weight > 0
     with torch.set_grad_enabled(torch.is_grad_enabled() and reads_logps):

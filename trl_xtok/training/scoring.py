@@ -4,10 +4,11 @@ Both models go through here: the backbone's hidden states at the positions that 
 `token_logps` with what the model's own head does to them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,11 +18,25 @@ from transformers import PreTrainedModel
 
 from ..errors import ModelError
 from ..objectives import Backend, LMHead, token_logps
+from .trl_compat import call_through_wrapper
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside `model`, with any adapter left active."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def in_forward(model: nn.Module, accelerator: Accelerator, function: Callable[[PreTrainedModel], Any]) -> Any:
+    """What `function` returns for the transformers model inside `model`, as a forward of `model` under autocast.
+
+    Args:
+        model: The student, wrapped or not.
+        accelerator: Knows how to unwrap it.
+        function: Is called while the parameters are whole, on all ranks or on none.
+    """
+    with accelerator.autocast():
+        student = accelerator.unwrap_model(model)
+        return call_through_wrapper(model, student, lambda unwrapped: function(causal_lm(unwrapped)))
 
 
 def read_lm_head(model: PreTrainedModel) -> LMHead:
@@ -46,6 +61,15 @@ def read_lm_head(model: PreTrainedModel) -> LMHead:
         )
     config = model.config.get_text_config().to_dict()
     return LMHead(head.weight, head.bias, softcap=config.get("final_logit_softcapping"), scale=_logit_scale(config))
+
+
+def with_head(model: PreTrainedModel, function: Callable[[LMHead], Any]) -> Any:
+    """What `function` returns for the head of `model`, in a forward of `model`.
+
+    It counts as the forward of the head, for which FSDP gathers its weight.
+    """
+    head = model.get_output_embeddings()
+    return call_through_wrapper(head, head, lambda _: function(read_lm_head(model)))
 
 
 def _logit_scale(config: dict[str, Any]) -> float:
@@ -110,7 +134,7 @@ def completion_logps(
     states = completion_states(model, packed)
     targets = packed["targets"].to(states.device)
     options = {"temperature": temperature, "block_size": block_size, "backend": backend}
-    return token_logps(states, read_lm_head(model), targets, **options)
+    return with_head(model, lambda head: token_logps(states, head, targets, **options))
 
 
 def completion_states(model: PreTrainedModel, packed: dict[str, Tensor]) -> Float[Tensor, "tokens hidden"]:

@@ -16,6 +16,8 @@ def add_canonical_paths(
     batch: MicroBatch,
     score: Callable[[dict[str, Tensor]], Float[Tensor, " tokens"]],
     device: torch.device,
+    *,
+    always: bool = False,
 ) -> None:
     """Find the units of `batch` and score the canonical paths through them, for the text correction.
 
@@ -25,6 +27,7 @@ def add_canonical_paths(
         batch: Gets its `canonical`.
         score: The student's log-probs of packed completions.
         device: Where the student is.
+        always: Whether to ask for log-probs even if none are needed here, since other ranks may need some.
     """
     rows = iter(batch.chunks.tolist())
     units: list[int] = []
@@ -46,11 +49,13 @@ def add_canonical_paths(
         differs += (a != b for a, b in zip(sampled_path, canonical_path, strict=True))
         units += (unit + offset if unit >= 0 else -1 for unit in merged)
         canonical_units += (unit + offset if unit >= 0 else -1 for unit in on_canonical)
-    if not others:
+    if not (others or always):
         return
     packed = pack([r.prompt_ids for r in others], [r.canonical.teacher_ids for r in others], device)
     with torch.no_grad():
-        token_logps = score(packed)
+        token_logps = score(packed if others else pack([[0]], [[]], device))
+    if not others:
+        return
     batch.canonical = CanonicalPaths(
         units=to_device(torch.tensor(units, dtype=torch.long), device),
         differ=to_device(torch.tensor(differs, dtype=torch.bool), device),

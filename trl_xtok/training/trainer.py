@@ -38,14 +38,14 @@ from .off_policy import TeacherWriter, is_on_policy, read_completions
 from .rollouts import OnWritten, generate_completions, sampling_seed
 from .run_history import RunHistory
 from .run_log import RunLog
-from .scoring import causal_lm, check_head, completion_logps
+from .scoring import completion_logps, in_forward
 from .segmentation import add_canonical_paths
 from .several_teachers import join_collators, read_teachers
+from .sharding import prepare_forward
 from .teachers import LocalTeacher, all_of
 from .trl_compat import (
     SFTTrainer,
     TeacherStandIn,
-    call_through_wrapper,
     gkd_init,
     unwrap_model_for_generation,
 )
@@ -166,7 +166,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         self.aligners = [setup.make_aligner(source.collator, self.generation_config) for source in sources]
         self.aligner = self.aligners[0]
         loading.prepare_student(self.model)
-        check_head(student := causal_lm(self.model), "student")
+        student = prepare_forward(self.model, self.accelerator, sharded=self.is_fsdp_enabled)
         name = choose_objective(args, self.aligner, eval_dataset, several=len(sources) > 1)
         self.teachers = {source.key: source.load(args) for source in sources}
         self.teacher = all_of(self.teachers)
@@ -229,12 +229,10 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
             return self._engine.generate(self.model, rows, self._run_log.metrics[mode], **options)
         size = self.args.generation_batch_size or self._train_batch_size
         checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
-        with (
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator, **checkpointing) as student,
-            self.accelerator.autocast(),
-        ):
-            options = {"batch_size": size, "device": self.args.device, "on_written": on_written}
-            return generate_completions(causal_lm(student), rows, self.generation_config, **options)
+        options = {"batch_size": size, "device": self.args.device, "on_written": on_written}
+        sample = partial(generate_completions, prompts=rows, generation_config=self.generation_config, **options)
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **checkpointing) as student:
+            return in_forward(student, self.accelerator, sample)
 
     def _fix_window(self, batches: Sequence[MicroBatch], mode: Mode) -> Tensor:
         """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
@@ -245,8 +243,9 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         if not batches[0].selection.on_policy:
             return trained
         if self.args.segmentation == "text":
+            options = {"device": self.args.device, "always": self.is_fsdp_enabled}
             for batch in batches:
-                add_canonical_paths(batch, partial(self._student_logps, self.model), self.args.device)
+                add_canonical_paths(batch, partial(self._student_logps, self.model), **options)
         is_whole_step = len(batches) == self.accelerator.num_processes == 1
         needs_mean = self.args.advantage_baseline == "mean" or (charged and self.args.dropped_advantage == "mean")
         if needs_mean and not is_whole_step:
@@ -263,8 +262,7 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
     ):
         """The loss of the micro-batch, per trained token of the optimizer step."""
         batch: MicroBatch = inputs["micro_batch"]
-        student = self.accelerator.unwrap_model(model)
-        scores = call_through_wrapper(model, student, self._student_scores, student, batch)
+        scores = self._student_scores(model, batch)
         losses, sums, credited = token_losses(scores, batch, self.objective, self.args)
         # DDP averages over the ranks; the normalizer counts the tokens of all of them.
         scale = self.accelerator.num_processes / num_items_in_batch
@@ -277,12 +275,12 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         return "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
 
     def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:
-        with self.accelerator.autocast():
-            return completion_logps(causal_lm(model), packed, **self.args.scoring)
+        score = partial(completion_logps, packed=packed, **self.args.scoring)
+        return in_forward(model, self.accelerator, score)
 
     def _student_scores(self, model: nn.Module, batch: MicroBatch) -> StudentScores:
-        with self.accelerator.autocast():
-            return student_scores(causal_lm(model), batch, self.objective, self.args)
+        score = partial(student_scores, batch=batch, objective=self.objective, args=self.args)
+        return in_forward(model, self.accelerator, score)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last log, and write their completions down."""

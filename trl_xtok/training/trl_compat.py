@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedConfig
+from torch.distributed.fsdp import FSDPModule
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 from trl.data_utils import is_conversational
 from trl.generation.vllm_generation import VLLMGeneration
@@ -33,6 +34,7 @@ __all__ = [
     "TeacherStandIn",
     "VLLMGeneration",
     "call_through_wrapper",
+    "generate_together",
     "gkd_init",
     "is_conversational",
     "is_vllm_available",
@@ -85,15 +87,25 @@ def gkd_init(args: GKDConfig, quantization_config: BitsAndBytesConfig | None) ->
             setattr(args, name, value)
 
 
-def call_through_wrapper(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
-    """Call `function(*args)` inside the forward of `wrapper`, so that DDP prepares its gradient reduction.
+def call_through_wrapper(wrapper: nn.Module, module: nn.Module, function: Callable[[nn.Module], Any]) -> Any:
+    """Call `function(module)` inside the forward of `wrapper`.
+
+    There DDP prepares its gradient reduction, and FSDP has gathered the parameters.
 
     Args:
         wrapper: The module as the trainer hands it over, for example `DistributedDataParallel`.
-        module: The module inside `wrapper`, whose own forward is left out.
-        function: What to compute instead, with the parameters of `module`.
-        *args: Its arguments.
+        module: The module inside `wrapper`, whose own forward is left out; with FSDP2, which wraps nothing, the same.
+        function: What to compute instead, with the parameters of `module`. What else it needs it brings along, since
+            wrappers cast and move what they are given.
     """
-    if wrapper is module:
-        return function(*args)
-    return _ForwardRedirection()(wrapper, module, function, *args)
+    if wrapper is module and not isinstance(module, FSDPModule):
+        return function(module)
+    return _ForwardRedirection()(wrapper, module, function, module)
+
+
+def generate_together(model: PreTrainedModel) -> None:
+    """Have `generate` go on until the completions of all ranks are finished, since they gather parameters together.
+
+    Transformers does so for models that it shards itself; of those that Accelerate shards it does not know.
+    """
+    model._is_fsdp_managed_module = True
