@@ -28,10 +28,10 @@ class TestHelp:
         assert status == 0
         assert len(listed) == len({*listed})
         hidden = fields - {*listed}
-        assert hidden >= {*ONLY_VALUE, "fsdp", "deepspeed"}
+        assert hidden >= {*ONLY_VALUE, "deepspeed"}
         assert {*listed} - fields == {"config", "accelerate_config"}
         assert hidden - {*ONLY_VALUE} == {
-            *("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "torch_compile_backend", "torch_compile_mode"),
+            *("deepspeed", "parallelism_config", "torch_compile_backend", "torch_compile_mode"),
             *("do_train", "do_eval", "do_predict", "ignore_bias_buffers", "lora_task_type"),
         }
 
@@ -113,7 +113,9 @@ class TestRefusals:
             (["--dataset_streaming", "--max_steps", "-1"], "A stream does not say how long it is"),
             (["--load_best_model_at_end", "--eval_strategy", "epoch"], "--load_best_model_at_end requires"),
             (["--accelerate_config", "zero3"], "The run is launched with DeepSpeed"),
-            (["--use_fsdp"], "The run is launched with FSDP"),
+            (["--use_fsdp", "--fsdp_version", "1"], "The run is launched with FSDP of version 1"),
+            (["--accelerate_config", "fsdp1"], "The run is launched with FSDP of version 1"),
+            (["--fsdp", "--dry_run"], "has 1 process(es) on cpu"),
             (["--output_dir", __file__], "is a file. Give the path of a folder"),
             (["--use_peft", "--lora_r", "0", "--dry_run"], "The adapter does not fit LlamaForCausalLM"),
             (["--multi_gpu", "--num_processes", "1"], "You need to use at least 2 processes to use `--multi_gpu`"),

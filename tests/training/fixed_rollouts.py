@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from tests import real_tokenizers
@@ -114,6 +115,11 @@ def loss_and_gradients(
     return total, {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 class GradientRecorder(TrainerCallback):
     """Keeps the gradients of the last optimizer step, as the optimizer gets them."""
 
@@ -121,7 +127,8 @@ class GradientRecorder(TrainerCallback):
         self.gradients: dict[str, Tensor] = {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        self.gradients = {name: whole(gradient).clone() for name, gradient in gradients.items()}
 
 
 @dataclass

@@ -82,11 +82,20 @@ def ranks(folder) -> list[dict[str, Step]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
+@pytest.fixture(scope="module")
+def sharded_ranks(tmp_path_factory, padded_student_path, byteless_teacher_path) -> list[dict[str, Step]]:
+    folder = tmp_path_factory.mktemp("sharded")
+    run_two_ranks(padded_student_path, byteless_teacher_path, str(folder), "sharded")
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
 @pytest.mark.parametrize("name", [name for name in cases() if name not in ("sampled", "engine")])
-def test_two_processes_take_the_step_of_one(ranks, name, tmp_path, padded_student_path, byteless_teacher_path):
+def test_two_processes_take_the_step_of_one(
+    ranks, sharded_ranks, name, tmp_path, padded_student_path, byteless_teacher_path
+):
     case = {key: 2 * value if key in DOUBLED else value for key, value in cases()[name].items()}
     one = take(padded_student_path, byteless_teacher_path, str(tmp_path), case)
-    for rank in ranks:
+    for rank in (*ranks, *sharded_ranks):
         two = rank[name]
         assert two.gradients.keys() == one.gradients.keys()
         for parameter, gradient in two.gradients.items():
@@ -94,8 +103,9 @@ def test_two_processes_take_the_step_of_one(ranks, name, tmp_path, padded_studen
                 gradient, one.gradients[parameter], atol=1e-5, rtol=1e-5, msg=lambda m, p=parameter: f"{p}: {m}"
             )
     # Logs are those of the main process.
-    assert without_times(ranks[0][name].logged) == pytest.approx(without_times(one.logged), abs=1e-5, rel=1e-5)
-    assert without_times(ranks[0][name].evaluated) == pytest.approx(without_times(one.evaluated), abs=1e-5, rel=1e-5)
+    for two in (ranks[0][name], sharded_ranks[0][name]):
+        assert without_times(two.logged) == pytest.approx(without_times(one.logged), abs=1e-5, rel=1e-5)
+        assert without_times(two.evaluated) == pytest.approx(without_times(one.evaluated), abs=1e-5, rel=1e-5)
 
 
 def test_idle_steps_have_nothing_to_learn_from(ranks):
@@ -109,6 +119,13 @@ def test_idle_steps_have_nothing_to_learn_from(ranks):
 def test_ranks_sample_different_completions_for_the_same_prompt(ranks):
     completions = [tuple(ids) for rank in ranks for ids in rank["sampled"].sampled]
     assert len(set(completions)) == len(completions) == 4
+
+
+def test_sharded_ranks_sample_what_whole_ones_sample(ranks, sharded_ranks):
+    for whole, sharded in zip(ranks, sharded_ranks, strict=True):
+        assert sharded["sampled"].sampled == whole["sampled"].sampled
+        # They do not stop at the same token.
+        assert sharded["streamed"].logged["loss"] == pytest.approx(whole["streamed"].logged["loss"], rel=1e-5)
 
 
 def test_each_rank_asks_the_engine_for_its_own_completions(ranks, engine):

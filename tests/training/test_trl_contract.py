@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import GenerationConfig, Trainer
+from transformers.distributed.fsdp import is_fsdp_managed_module
 
 from tests import real_tokenizers
 from tests.training.runs import shared_tokenizers
@@ -156,7 +157,7 @@ class Wrapper(nn.Module):
 def test_a_call_through_the_wrapper_is_a_forward_of_it_and_leaves_the_module_as_it_was():
     module = nn.Linear(2, 2)
     wrapper, own_forward = Wrapper(module), module.forward
-    assert call_through_wrapper(wrapper, module, lambda number: number + 1, 3) == 4
+    assert call_through_wrapper(wrapper, module, lambda inside: inside is module)
     assert wrapper.calls == 1
     assert module.forward == own_forward
 
@@ -165,13 +166,20 @@ def test_a_failing_call_through_the_wrapper_leaves_the_module_as_it_was():
     module = nn.Linear(2, 2)
     own_forward = module.forward
     with pytest.raises(ZeroDivisionError):
-        call_through_wrapper(Wrapper(module), module, lambda: 1 / 0)
+        call_through_wrapper(Wrapper(module), module, lambda _: 1 / 0)
     assert module.forward == own_forward
 
 
 def test_without_a_wrapper_the_function_is_simply_called():
     module = nn.Linear(2, 2)
-    assert call_through_wrapper(module, module, lambda: module.forward) == module.forward
+    assert call_through_wrapper(module, module, lambda inside: inside.forward) == module.forward
+
+
+def test_a_model_that_is_to_generate_with_others_is_taken_for_a_sharded_one():
+    module = nn.Linear(2, 2)
+    assert not is_fsdp_managed_module(module)
+    trl_compat.generate_together(module)
+    assert is_fsdp_managed_module(module)
 
 
 def test_unwrapping_for_generation_takes_what_we_pass():

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 from tests.training.fixed_rollouts import Step, lora, raw, rollouts, text, train_one_step
 from tests.training.tiny_models import PROMPTS
@@ -135,10 +136,27 @@ def take(student: str, teacher: str, folder: str, case: dict[str, Any]) -> Step:
     return train_one_step(student, student if case.get("objective") == "exact_jsd" else teacher, folder, **case)
 
 
-def main(student: str, teacher: str, folder: str) -> None:
-    """Take all steps and save what they came to, for this rank."""
-    rank = os.environ["RANK"]
-    steps = {name: take(student, teacher, folder, case) for name, case in cases().items()}
+def shard_on_a_cpu() -> None:
+    """Have Accelerate shard here what it shards on GPUs only; FSDP itself works over gloo as well."""
+    init = PartialState.__init__
+
+    def pretend(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        state = PartialState._shared_state
+        if state["distributed_type"] == DistributedType.MULTI_CPU:
+            state["distributed_type"] = DistributedType.MULTI_XPU
+
+    PartialState.__init__ = pretend
+
+
+def main(student: str, teacher: str, folder: str, sharded: str = "") -> None:
+    """Take all steps and save what they came to, for this rank; if there is a fourth argument, with FSDP."""
+    rank, wanted = os.environ["RANK"], cases()
+    if sharded:
+        shard_on_a_cpu()
+        # One process has not all the weights that a server reads.
+        wanted = {name: case | {"fsdp": True} for name, case in wanted.items() if name != "engine"}
+    steps = {name: take(student, teacher, folder, case) for name, case in wanted.items()}
     torch.save(steps, f"{folder}/rank{rank}.pt")
     PartialState().destroy_process_group()
 

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import IterableDataset
 from torch import nn
 from transformers import TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from ..errors import CacheError, CheckpointError, ServerError
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # What a run cannot go on without as if nothing had happened. The parent writes the state last of all.
 _NEEDED = (OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME)
+# FSDP has another name for it.
+_NAMES = {OPTIMIZER_NAME: (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN)}
 
 
 class ResumableGKDTrainer(GKDTrainer):
@@ -137,7 +139,8 @@ def check_complete(checkpoint: str) -> str:
 
 def what_lacks(checkpoint: str) -> str | None:
     """What a checkpoint lacks for a run to go on from it, or `None` if nothing."""
-    if missing := [name for name in _NEEDED if not (Path(checkpoint) / name).is_file()]:
+    folder = Path(checkpoint)
+    if missing := [name for name in _NEEDED if not any((folder / n).is_file() for n in _NAMES.get(name, (name,)))]:
         return f"{' and '.join(missing)} missing"
     try:
         json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())

@@ -3,7 +3,7 @@
 import os
 from typing import NoReturn
 
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from ..errors import ConfigError
 from .config import CrossTokenizerGKDConfig
@@ -33,6 +33,7 @@ def check_launch(args: CrossTokenizerGKDConfig) -> None:
 
 
 def _check_fsdp(args: CrossTokenizerGKDConfig) -> None:
+    given, launched = args.fsdp_plugin_args, parse_flag_from_env("ACCELERATE_USE_FSDP")
     settings = args.fsdp_config or {}
     if not args.fsdp and settings:
         raise ConfigError(
@@ -40,22 +41,40 @@ def _check_fsdp(args: CrossTokenizerGKDConfig) -> None:
         )
     if settings.get("xla"):
         refuse_launcher("FSDP on XLA")
-    if not (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+    if given is None and not launched:
         return
-    if fsdp_version(args) != 2:
-        refuse_launcher("FSDP of version 1")
+    # Those of Accelerate where the arguments have none.
+    version, saved = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
+    if given is not None:
+        version, saved = given["fsdp_version"], given["state_dict_type"]
+    check_fsdp_version(version)
+    kind, where = args.distributed_state.distributed_type, f"{args.world_size} process(es) on {args.device}"
+    if kind in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise ConfigError(
+            f"The run is launched with FSDP, which is for several GPUs, but has {where}. Leave FSDP out, or launch it "
+            "with as many processes as there are GPUs (`--num_processes`)."
+        )
+    if saved != "FULL_STATE_DICT":
+        raise ConfigError(
+            f"The run is launched with FSDP and the state dict type {saved!r}, with which Transformers saves no model "
+            "at the end. Set `fsdp_config={'state_dict_type': 'FULL_STATE_DICT'}`, or `fsdp_state_dict_type` of the "
+            "launcher."
+        )
     if args.reloads_weights:
         raise ConfigError(
-            "The run is launched with FSDP, and `vllm_weight_sync='reload'` saves the weights that one process has. "
-            "Set `vllm_weight_sync='nccl'`, or leave `use_vllm` out."
+            "The run is launched with FSDP, and with `vllm_weight_sync='reload'` one process saves the weights that "
+            "it has. Set `vllm_weight_sync='nccl'` or `vllm_mode='colocate'`, or leave `use_vllm` out."
         )
 
 
-def fsdp_version(args: CrossTokenizerGKDConfig) -> int:
-    """That of the arguments, else that of the launcher."""
-    if args.fsdp:
-        return args.fsdp_plugin_args["fsdp_version"]
-    return int(os.environ.get("FSDP_VERSION", "1"))
+def check_fsdp_version(version: int | str) -> None:
+    """Refuse another version than 2.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if str(version) != "2":
+        refuse_launcher(f"FSDP of version {version}")
 
 
 def refuse_launcher(launcher: str) -> NoReturn:

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from accelerate import Accelerator
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from ..errors import ModelError
 from .scoring import causal_lm, check_head
 from .trl_compat import generate_together
 
@@ -22,12 +24,15 @@ def prepare_forward(model: PreTrainedModel | PeftModel, accelerator: Accelerator
         sharded: Whether it will.
 
     Raises:
-        ModelError: If its log-probs cannot be computed in blocks.
+        ModelError: If its log-probs cannot be computed in blocks, or it is sharded already.
     """
     student = causal_lm(model)
-    # With `cpu_ram_efficient_loading` the others have no weights yet.
-    if not sharded or accelerator.is_main_process:
-        check_head(student, "student")
+    if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
+        raise ModelError(
+            f"The student ({type(student).__name__}) was sharded as it was loaded (`distributed_config`, `tp_plan`), "
+            "and is not gathered here. Load it whole, and set `fsdp=True` to have the trainer shard it."
+        )
+    check_head(student, "student")
     if sharded:
         generate_together(student)
         plugin = accelerator.state.fsdp_plugin

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import patch_environment
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -257,9 +256,7 @@ def _from_pretrained(name: str, args: CrossTokenizerGKDConfig) -> PreTrainedMode
         kwargs.setdefault("device_map", {"": args.device})
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     try:
-        # Only the student's weights are sent from the main process to the others when it is sharded.
-        with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
-            return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        return AutoModelForCausalLM.from_pretrained(name, **kwargs)
     except (ImportError, OSError, TypeError, ValueError) as error:
         given = teacher_init_kwargs(args)
         raise ModelError(
