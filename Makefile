@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint tests test-vllm vllm-env docs clean
+.PHONY: demo test lint tests test-vllm vllm-env test-deepspeed docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/trl-xtok demo
@@ -29,6 +29,9 @@ test-vllm: vllm-env
 
 vllm-env: $(VENV)/installed
 	$(BIN)/python -m tests.serving.vllm_server
+
+test-deepspeed: $(VENV)/installed
+	$(BIN)/pytest -m deepspeed
 
 # Into `site/`; a dead link is an error.
 docs: $(VENV)/installed

@@ -25,7 +25,7 @@ TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "compatibility.md").read_text()
 STATES = ("honoured", "refused", "changed", "script")
 # Refused where the trainer is built, since a launcher may set them, or by what they imply.
-REFUSED_ELSEWHERE = {"deepspeed", "parallelism_config", "torch_compile_backend", "torch_compile_mode"}
+REFUSED_ELSEWHERE = {"parallelism_config", "torch_compile_backend", "torch_compile_mode"}
 # One value is refused, and the row says so.
 PARTLY = {"average_tokens_across_devices"}
 

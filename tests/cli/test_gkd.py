@@ -28,10 +28,10 @@ class TestHelp:
         assert status == 0
         assert len(listed) == len({*listed})
         hidden = fields - {*listed}
-        assert hidden >= {*ONLY_VALUE, "deepspeed"}
+        assert hidden >= {*ONLY_VALUE}
         assert {*listed} - fields == {"config", "accelerate_config"}
         assert hidden - {*ONLY_VALUE} == {
-            *("deepspeed", "parallelism_config", "torch_compile_backend", "torch_compile_mode"),
+            *("parallelism_config", "torch_compile_backend", "torch_compile_mode"),
             *("do_train", "do_eval", "do_predict", "ignore_bias_buffers", "lora_task_type"),
         }
 
@@ -112,7 +112,7 @@ class TestRefusals:
             (["--streaming"], "has no effect without `datasets`"),
             (["--dataset_streaming", "--max_steps", "-1"], "A stream does not say how long it is"),
             (["--load_best_model_at_end", "--eval_strategy", "epoch"], "--load_best_model_at_end requires"),
-            (["--accelerate_config", "zero3"], "The run is launched with DeepSpeed"),
+            (["--accelerate_config", "zero3"], "The run is launched with DeepSpeed ZeRO stage 3"),
             (["--use_fsdp", "--fsdp_version", "1"], "The run is launched with FSDP of version 1"),
             (["--accelerate_config", "fsdp1"], "The run is launched with FSDP of version 1"),
             (["--fsdp", "--dry_run"], "has 1 process(es) on cpu"),

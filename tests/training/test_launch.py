@@ -1,5 +1,7 @@
 """What a run may not be launched with, in the arguments or in the environment that `accelerate launch` sets."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.training.bad_input import builder, forbid_weights
@@ -25,11 +27,14 @@ def test_what_the_launcher_says_in_the_environment(tmp_path, monkeypatch, variab
         check_launch(tiny_args(tmp_path))
 
 
-def test_deepspeed(tmp_path):
-    """It is not installed here, so its plugin is a stand-in."""
+def test_deepspeed_that_shards_parameters(tmp_path):
+    """It is not installed here, so its plugin is a stand-in; `test_deepspeed.py` has the real one."""
     args = tiny_args(tmp_path)
-    args.deepspeed_plugin = object()
-    with pytest.raises(ConfigError, match=r"launched with DeepSpeed.*Launch it with DDP"):
+    for stage in (0, 1, 2):
+        args.deepspeed_plugin = SimpleNamespace(zero_stage=stage)
+        check_launch(args)
+    args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
+    with pytest.raises(ConfigError, match=r"launched with DeepSpeed ZeRO stage 3.*Launch it with DDP"):
         check_launch(args)
 
 

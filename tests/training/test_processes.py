@@ -33,15 +33,15 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def run_two_ranks(*arguments: str, module: str = "tests.training.two_ranks") -> None:
+def run_two_ranks(*arguments: str, module: str = "tests.training.two_ranks", **environment: str) -> None:
     """Run a module with torchrun; all of its processes end with this function."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
     command += [f"--master_port={free_port()}", "-m", module, *arguments]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    defaults = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=os.environ | defaults | environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

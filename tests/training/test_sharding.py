@@ -15,7 +15,7 @@ from trl_xtok.training.launch import check_launch
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, student_path, teacher_path) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("fsdp")
-    run_two_ranks(student_path, teacher_path, str(folder), module="tests.training.two_ranks_sharded")
+    run_two_ranks(student_path, teacher_path, str(folder), "fsdp", module="tests.training.two_ranks_sharded")
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -1,4 +1,4 @@
-"""A run with FSDP2 in two processes, for `test_sharding.py`: its precision, and what it saves and goes on from."""
+"""Sharded runs in two processes, for `test_sharding.py` and `test_deepspeed.py`: what they save and go on from."""
 
 import json
 import os
@@ -27,6 +27,16 @@ LAUNCHER = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+ZERO = {
+    "zero_optimization": {"stage": 2},
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
 }
 
 
@@ -82,14 +92,30 @@ def whole_run(student: str, teacher: str, folder: str, **changes: Any) -> dict[s
     return result
 
 
-def main(student: str, teacher: str, folder: str) -> None:
-    """Write down what the runs came to, for this rank."""
+def fsdp(student: str, teacher: str, folder: str) -> dict[str, dict[str, Any]]:
+    """Runs with FSDP2, asked for in the arguments and by the launcher."""
     shard_on_a_cpu()
     # Accelerate has FSDP checkpoint activations, which are gathered anew.
     settings = {"fsdp": True, "fsdp_config": {"activation_checkpointing": True}, "bf16": True}
     results = {"in the arguments": whole_run(student, teacher, f"{folder}/arguments", **settings)}
     os.environ |= LAUNCHER
-    results["launched"] = whole_run(student, teacher, f"{folder}/launched", peft_config=lora())
+    return results | {"launched": whole_run(student, teacher, f"{folder}/launched", peft_config=lora())}
+
+
+def ddp(student: str, teacher: str, folder: str, **settings: Any) -> dict[str, dict[str, Any]]:
+    """Runs with all of the student, and with an adapter."""
+    adapter = whole_run(student, teacher, f"{folder}/adapter", peft_config=lora(), **settings)
+    return {"whole": whole_run(student, teacher, f"{folder}/whole", **settings), "adapter": adapter}
+
+
+def zero2(student: str, teacher: str, folder: str) -> dict[str, dict[str, Any]]:
+    """The same with DeepSpeed, which Accelerate takes for no more than DDP where it is told of a CPU."""
+    return ddp(student, teacher, folder, deepspeed=ZERO, use_cpu=False)
+
+
+def main(student: str, teacher: str, folder: str, way: str) -> None:
+    """Write down what the runs came to, for this rank."""
+    results = {"fsdp": fsdp, "ddp": ddp, "zero2": zero2}[way](student, teacher, folder)
     Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(results))
     PartialState().destroy_process_group()
 

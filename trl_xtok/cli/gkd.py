@@ -81,7 +81,7 @@ class _Launch:
         try:
             of_config, of_command = map(resolve_accelerate_config_argument, (_without_true(in_config), [*given]))
         except ValueError as error:
-            parser.error(f"{error} Of its names, single_gpu, multi_gpu and fsdp2 can be used here.")
+            parser.error(f"{error} Of its names, single_gpu, multi_gpu, fsdp2, zero1 and zero2 can be used here.")
         self._check(of_config, "configuration file: unknown key", "")
         self._check(of_command, "unknown argument", "--")
         self.args = [*of_config, *of_command]
@@ -143,11 +143,11 @@ def _refuse_sharding(args: argparse.Namespace) -> None:
     """Refuse what the trainer would refuse in each process, after a minute and several times over."""
     from accelerate.commands.config import load_config_from_file
 
-    from ..training.launch import check_fsdp_version, refuse_launcher
+    from ..training.launch import check_fsdp_version, check_zero_stage
 
     config = vars(load_config_from_file(args.config_file)) if args.config_file else {}
     kind = config["distributed_type"].value if config else ""
     if args.use_deepspeed or kind == "DEEPSPEED":
-        refuse_launcher("DeepSpeed")
+        check_zero_stage(args.zero_stage if args.use_deepspeed else config["deepspeed_config"].get("zero_stage", 0))
     if args.use_fsdp or kind == "FSDP":
         check_fsdp_version(args.fsdp_version if args.use_fsdp else config["fsdp_config"].get("fsdp_version", 1))

@@ -80,7 +80,7 @@ _SAID = {
 _REST = "Training arguments of Transformers"
 # Refused at any value but the default, by their dataclass, the trainer or the command.
 _HIDDEN = {
-    *ONLY_VALUE, *("deepspeed", "parallelism_config", "torch_compile_backend", "torch_compile_mode"),
+    *ONLY_VALUE, *("parallelism_config", "torch_compile_backend", "torch_compile_mode"),
     *("do_train", "do_eval", "do_predict", "ignore_bias_buffers", "lora_task_type"),
 }  # fmt: skip
 _HEAD = """\
@@ -93,7 +93,7 @@ Distil a teacher into a student of another model family, on-policy.
       YAML file with any of the arguments below; flags win. `env:` sets
       environment variables, `datasets:` mixes several datasets.
   --accelerate_config NAME
-      single_gpu, multi_gpu, fsdp2, or the path of a configuration of Accelerate.
+      single_gpu, multi_gpu, fsdp2, zero1, zero2, or the path of a configuration of Accelerate.
   Flags of `accelerate launch`, such as --num_processes, are handed on to it.
 """
 _TAIL = "Each flag can also be written with hyphens. Arguments that this trainer refuses are left out."

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 # What a run cannot go on without as if nothing had happened. The parent writes the state last of all.
 _NEEDED = (OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME)
-# FSDP has another name for it.
-_NAMES = {OPTIMIZER_NAME: (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN)}
+# FSDP has another name for it, and DeepSpeed a file that names its folder.
+_NAMES = {OPTIMIZER_NAME: (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, "latest")}
 
 
 class ResumableGKDTrainer(GKDTrainer):

@@ -1,4 +1,4 @@
-"""How a run is launched: on one device, or on several with DDP or FSDP2."""
+"""How a run is launched: on one device, or on several with DDP, FSDP2 or DeepSpeed."""
 
 import os
 from typing import NoReturn
@@ -16,7 +16,6 @@ def check_launch(args: CrossTokenizerGKDConfig) -> None:
         ConfigError: Naming what the run is launched with.
     """
     sharding = {
-        "DeepSpeed": args.deepspeed_plugin is not None,
         "tensor or context parallelism": args.parallelism_config is not None
         or parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"),
         "Megatron-LM": parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"),
@@ -24,6 +23,8 @@ def check_launch(args: CrossTokenizerGKDConfig) -> None:
     for launcher, is_used in sharding.items():
         if is_used:
             refuse_launcher(launcher)
+    if args.deepspeed_plugin is not None:
+        check_zero_stage(args.deepspeed_plugin.zero_stage)
     _check_fsdp(args)
     if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")).lower() != "no":
         raise ConfigError(
@@ -77,6 +78,16 @@ def check_fsdp_version(version: int | str) -> None:
         refuse_launcher(f"FSDP of version {version}")
 
 
+def check_zero_stage(stage: int | str) -> None:
+    """Refuse a stage of DeepSpeed that shards parameters.
+
+    Raises:
+        ConfigError: If it does.
+    """
+    if str(stage) == "3":
+        refuse_launcher("DeepSpeed ZeRO stage 3")
+
+
 def refuse_launcher(launcher: str) -> NoReturn:
     """Refuse a launcher that shards parameters or sequences in a way that this trainer does not know.
 
@@ -86,5 +97,5 @@ def refuse_launcher(launcher: str) -> NoReturn:
     raise ConfigError(
         f"The run is launched with {launcher}, and this trainer gathers neither parameters nor sequences from "
         "several devices that way. Launch it with DDP (`accelerate launch --multi_gpu`), with FSDP2 "
-        "(`--use_fsdp --fsdp_version 2`), or on one device."
+        "(`--accelerate_config fsdp2`), with DeepSpeed ZeRO up to stage 2, or on one device."
     )
