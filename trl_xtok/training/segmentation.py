@@ -51,15 +51,16 @@ def add_canonical_paths(
         canonical_units += (unit + offset if unit >= 0 else -1 for unit in on_canonical)
     if not (others or always):
         return
-    packed = pack([r.prompt_ids for r in others], [r.canonical.teacher_ids for r in others], device)
+    prompts = [rollout.prompt_ids for rollout in others] or [[0]]
+    packed = pack(prompts, [rollout.canonical.teacher_ids for rollout in others] or [[]], device)
     with torch.no_grad():
-        token_logps = score(packed if others else pack([[0]], [[]], device))
-    if not others:
-        return
+        token_logps = score(packed)
     batch.canonical = CanonicalPaths(
         units=to_device(torch.tensor(units, dtype=torch.long), device),
         differ=to_device(torch.tensor(differs, dtype=torch.bool), device),
-        logps=sum_by_chunk(token_logps, to_device(torch.tensor(canonical_units), device), len(differs)),
+        logps=sum_by_chunk(
+            token_logps, to_device(torch.tensor(canonical_units, dtype=torch.long), device), len(differs)
+        ),
     )
 
 
