@@ -90,7 +90,7 @@ def test_requests_stay_within_the_limit(server, scorer):
 
 def test_replicas_get_equal_shares(server, scorer, model):
     with ModelServer(model, real_tokenizers.smollm2(), max_model_len=32) as second:
-        both = scorer(server.url, second.url, batch_size=2)
+        both = scorer(server.url, second.url, batch_size=2, max_concurrency=1)
         assert_equal(both.scores(COMPLETIONS), expected(model, COMPLETIONS))
         assert (len(server.requests), len(second.requests)) == (5, 5)
 

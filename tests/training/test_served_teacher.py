@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 from threading import Timer
 
@@ -277,6 +278,18 @@ def test_a_run_waits_for_a_server_and_ends_as_if_nothing_had_been(run, server, c
         assert server.scored + leave.second.scored == expected, "nothing was lost or scored twice"
     finally:
         leave.second.close()
+
+
+def test_a_run_goes_on_with_the_replica_that_is_left(run, server, teacher, caplog):
+    straight = run()
+    expected, probe = Counter(server.scored), server.scored[0]
+    server.scored.clear()
+    with ModelServer(teacher, real_tokenizers.mistral1()) as second:
+        survived = run(Leave(server, step=2), url=[server.url, second.url])
+        assert all(torch.equal(straight[name], weight) for name, weight in survived.items())
+        # Each is asked for a score at the start.
+        assert Counter(server.scored + second.scored) == expected + Counter([probe])
+    assert "What it was asked goes to another server" in caplog.text
 
 
 def test_a_run_without_its_server_is_saved_and_can_go_on(run, server, teacher, tmp_path):

@@ -1,6 +1,5 @@
 """Log-probs of given ids from a vLLM server: one number per token, whatever the size of the model."""
 
-import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +8,7 @@ from threading import Event, Lock
 from typing import NamedTuple
 
 from ..errors import ServerError
+from .replicas import Replicas
 from .replies import read_scores
 from .score_cache import ScoreCache
 from .server import VLLMServer
@@ -29,7 +29,7 @@ class Completion(NamedTuple):
     start: int
 
 
-def score(server: VLLMServer, model: str, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+def score(server: VLLMServer | Replicas, model: str, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """Log-prob of each id but the first of each sequence, in one request; NaN where there is no usable value.
 
     Raises:
@@ -51,7 +51,7 @@ class ServedScorer:
     """Scores completions with a model that one or several servers serve.
 
     Args:
-        servers: Replicas of one model; each gets its share of the requests.
+        servers: Replicas of one model; a request goes to the one that has least to do and is not away.
         model: Its name there.
         batch_size: Completions of one request.
         max_concurrency: Requests that are under way at the same time, over all servers.
@@ -70,7 +70,7 @@ class ServedScorer:
         max_concurrency: int = 8,
         cache: ScoreCache | None = None,
     ):
-        self._servers, self._turns = servers, itertools.count()
+        self._server = servers[0] if len(servers) == 1 else Replicas(servers)
         self._model, self._batch_size, self._max_concurrency = model, batch_size, max_concurrency
         self._cache = cache
         self.requested = 0
@@ -114,8 +114,7 @@ class ServedScorer:
         try:
             futures: dict[Future[list[list[float]]], list[Completion]] = {}
             for batch in batches:
-                server = self._servers[next(self._turns) % len(self._servers)]
-                futures[pool.submit(self._score, server, batch, stop)] = batch
+                futures[pool.submit(self._score, batch, stop)] = batch
             failure = None
             for future in as_completed(futures):
                 try:
@@ -135,18 +134,18 @@ class ServedScorer:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _score(self, server: VLLMServer, batch: Sequence[Completion], stop: Event) -> list[list[float]]:
+    def _score(self, batch: Sequence[Completion], stop: Event) -> list[list[float]]:
         """One request; if it is refused, its halves, so that nothing is lost but what the server cannot read."""
         if stop.is_set():
             raise CancelledError
         try:
-            scored = score(server, self._model, [each.ids for each in batch])
+            scored = score(self._server, self._model, [each.ids for each in batch])
         except ServerError as error:
             if error.status not in (400, 422):
                 raise
             if len(batch) > 1:
                 half = len(batch) // 2
-                return self._score(server, batch[:half], stop) + self._score(server, batch[half:], stop)
+                return self._score(batch[:half], stop) + self._score(batch[half:], stop)
             _logger.warning("A completion of %d ids is left out: %s", _size(batch[0]), error)
             return [[math.nan] * _size(batch[0])]
         # The first id has no log-prob.

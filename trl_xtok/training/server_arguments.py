@@ -28,14 +28,15 @@ class TeacherServerArguments:
     Args:
         teacher_server_url (`list[str]`, *optional*):
             Address of a vLLM server that has the teacher, for example `"http://127.0.0.1:8000"`, or several addresses
-            of replicas, which get their share of the requests. Nothing but the teacher's tokenizer and configuration
-            is then loaded here, from `teacher_model_name_or_path`. An API key is read from the environment variable
-            `VLLM_API_KEY`. With several teachers, a dictionary with the addresses of those that are served.
+            of replicas. Each request then goes to the one that has least to do, past those that are away. Nothing but
+            the teacher's tokenizer and configuration is loaded here, from `teacher_model_name_or_path`. An API key is
+            read from the environment variable `VLLM_API_KEY`. With several teachers, a dictionary with the addresses
+            of those that are served.
         teacher_server_model (`str`, *optional*):
             Name under which the teacher is served. `None` is the only model of the server.
         teacher_server_timeout (`float`, *optional*, defaults to `240.0`):
             Seconds to wait for a server that does not answer, at the start and in the middle of a run. A request that
-            takes longer than half of it is sent again.
+            takes longer than half of it is sent again. With replicas, seconds to wait until any of them answers.
         teacher_server_max_concurrency (`int`, *optional*, defaults to `8`):
             Requests of one process that are under way at the same time, over all servers. Each has up to eight
             completions.
