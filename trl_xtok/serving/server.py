@@ -34,13 +34,14 @@ class NoAnswer(ServerError):
 class VLLMServer:
     """Sends requests to one server; several threads may do so at the same time.
 
-    An API key is read from the environment variable `VLLM_API_KEY`. Proxies that the environment names are used, but
-    not for this machine.
+    An API key is read from the environment variable `VLLM_API_KEY`, or from one of its own (see `name`). Proxies that
+    the environment names are used, but not for this machine.
 
     Args:
         url: Where it is, for example `http://127.0.0.1:8000`. `/v1` at its end may be left out.
         timeout: Seconds until a request that is not answered is sent again.
         deadline: Seconds after which a request that was sent again and again is given up.
+        name: The key is that of `VLLM_API_KEY_` and this name, where there is such a variable.
 
     Attributes:
         url: The same, as it is shown in messages.
@@ -52,10 +53,10 @@ class VLLMServer:
         ConfigError: If `url` is none, has a password in it, or the key cannot be sent.
     """
 
-    def __init__(self, url: str, *, timeout: float = 60.0, deadline: float = 240.0):
+    def __init__(self, url: str, *, timeout: float = 60.0, deadline: float = 240.0, name: str = ""):
         self.url = check_url(url)
         self._timeout, self.deadline, self.interruptions = timeout, deadline, 0
-        key = _api_key()
+        key = _api_key(name)
         self._client = httpx2.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -179,9 +180,12 @@ def excerpt(reply: Any) -> str:
 
 
 def without_key(text: str) -> str:
-    """The text without the API key."""
-    key = os.environ.get(API_KEY, "").strip()
-    return text.replace(key, "***") if key else text
+    """The text without any API key."""
+    keys = {value.strip() for name, value in os.environ.items() if name == API_KEY or name.startswith(f"{API_KEY}_")}
+    # One may be the beginning of another.
+    for key in sorted(keys - {""}, key=len, reverse=True):
+        text = text.replace(key, "***")
+    return text
 
 
 def check_url(url: Any) -> str:
@@ -213,8 +217,10 @@ def _is_local(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _api_key() -> str | None:
-    key = os.environ.get(API_KEY, "").strip()
+def _api_key(name: str) -> str | None:
+    own = f"{API_KEY}_{re.sub('[^A-Z0-9]', '_', name.upper())}"
+    variable = own if name and own in os.environ else API_KEY
+    key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable():
-        raise ConfigError(f"The environment variable {API_KEY} holds characters that an API key cannot have.")
+        raise ConfigError(f"The environment variable {variable} holds characters that an API key cannot have.")
     return key or None
