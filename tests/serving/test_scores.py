@@ -126,7 +126,9 @@ def test_what_waits_for_a_request_goes_together(server, scorer, model):
         background.expect([completion])
     go_on.set()
     assert_equal(background.wait(COMPLETIONS[:12]), expected(model, COMPLETIONS[:12]))
-    assert [len(request.json["prompt"]) for request in server.requests] == [1, 8, 3]
+    sizes = [[len(ids) for ids in request.json["prompt"]] for request in server.requests]
+    assert [*map(len, sizes)] == [1, 8, 3]
+    assert min(sizes[1]) > max(sizes[2]), "the longest come first"
     assert len(server.scored) == 12
 
 

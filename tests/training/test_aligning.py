@@ -212,6 +212,26 @@ def test_a_step_that_ends_in_the_midst_sends_no_more_requests(teacher):
     assert len(stub.requests) <= 2
 
 
+def test_a_request_that_is_refused_after_its_step_is_not_split(teacher):
+    teacher, stub = teacher
+    asked, go_on, refused = Event(), Event(), Event()
+
+    def answer(request):
+        asked.set()
+        go_on.wait(20)
+        refused.set()
+        return Reply({"error": "too long"}, 400)
+
+    stub.answer = answer
+    with teacher.expecting():
+        teacher.expect([[1]] * 8, [[token] for token in range(8)])
+        assert asked.wait(20)
+    go_on.set()
+    assert refused.wait(20)
+    time.sleep(0.3)
+    assert len(stub.requests) == 1
+
+
 def test_a_request_that_fails_after_its_step_is_forgotten(teacher):
     teacher, stub = teacher
     asked, go_on = Event(), Event()
