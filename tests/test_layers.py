@@ -41,6 +41,7 @@ LAYERS = [
     "objectives.jsd_block",
     "objectives.vocab_jsd",
     "serving.server",
+    "serving.replicas",
     "serving.completions",
     "serving.models",
     "serving.replies",

@@ -1,5 +1,6 @@
 """The models on disk of the training tests, and a call of the command line."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -7,12 +8,12 @@ from typing import NamedTuple
 import pytest
 from datasets import Dataset
 
-from tests.training.conftest import student_path, teacher_path
+from tests.training.conftest import qwen_teacher_path, student_path, teacher_path
 from tests.training.tiny_models import PROMPTS
 from trl_xtok.cli import main
 
 
-__all__ = ["student_path", "teacher_path"]
+__all__ = ["qwen_teacher_path", "student_path", "teacher_path"]
 
 
 class Result(NamedTuple):
@@ -44,6 +45,15 @@ def prompts_path(tmp_path) -> Path:
     path = tmp_path / "prompts.jsonl"
     Dataset.from_dict({"prompt": PROMPTS}).to_json(path)
     return path
+
+
+@pytest.fixture
+def two_teachers(tmp_path, teacher_path, qwen_teacher_path) -> list[str]:
+    """Flags for two of them, and rows for both."""
+    rows = [{"prompt": prompt, "teacher": name} for prompt, name in zip(PROMPTS, ["math", "code"] * 4, strict=True)]
+    Dataset.from_list(rows).to_json(tmp_path / "rows.jsonl")
+    teachers = json.dumps({"math": teacher_path, "code": qwen_teacher_path})
+    return ["--dataset_name", str(tmp_path / "rows.jsonl"), "--teacher_model_name_or_path", teachers]
 
 
 @pytest.fixture

@@ -190,6 +190,75 @@ def test_a_dry_run_refuses_names_of_teachers_as_a_run_does(trl_xtok, base):
         assert "`args.teacher_weights` is a dictionary with 'books', which is for several teachers" in err
 
 
+class TestSeveralTeachers:
+    def test_a_dry_run_shows_each(self, trl_xtok, base, two_teachers):
+        where = [
+            "--teacher_server_url",
+            '{"code": ["http://a:1", "http://a:2/v1"]}',
+            "--teacher_weights",
+            '{"code": 2}',
+        ]
+        status, out, err = trl_xtok("gkd", *base, *two_teachers, *where, "--dry_run")
+        assert status == 0, err
+        text = " ".join(out.split())
+        assert "served by http://a:1, http://a:2 (which was not asked)" in text
+        assert "(Gemma3Text), unquantized" in text
+        assert "Tokenizers of student and math" in text and "Tokenizers of student and code" in text
+        assert "Not known: Of 2 teachers, math would be loaded here" in text
+        shown = yaml.safe_load(out.split("─\n", 1)[1].split("\n─")[0])
+        assert shown["teacher_server_url"] == {"code": ["http://a:1", "http://a:2"]}
+        assert shown["teacher_model_name_or_path"].keys() == {"math", "code"}
+
+    def test_without_one_that_is_loaded_the_memory_is_known(self, trl_xtok, base, two_teachers):
+        where = ["--teacher_server_url", '{"code": "http://a:1", "math": "http://a:2"}', "--dry_run"]
+        status, out, err = trl_xtok("gkd", *base, *two_teachers, *where)
+        assert status == 0, err
+        assert "The teacher is behind a server" in out
+
+    @pytest.mark.parametrize(
+        ("argv", "status", "said"),
+        [
+            (
+                ["--teacher_model_name_or_path", "{math: X}"],
+                2,
+                "argument --teacher_model_name_or_path: '{math: X}' is not",
+            ),
+            (["--teacher_server_url", '{"math": '], 2, "argument --teacher_server_url: '{\"math\": ' is not JSON"),
+            (["--teacher_server_url", '{"math": "nowhere"}'], 1, "'nowhere' is not the address of a server"),
+            (["--teacher_server_url", '{"maths": "http://a:1"}'], 1, "['maths'], but with several teachers"),
+            (["--teacher_server_url", "http://a:1"], 1, "is list, but with several teachers it must be a dictionary"),
+            (
+                ["--teacher_server_url", '{"math": "http://a:1"}', "--teacher_server_model", '{"code": "x"}'],
+                1,
+                "for math",
+            ),
+            (["--teacher_model_name_or_path", '{"math": null}'], 1, "'math' is None. Give its model, its name"),
+            (["--teacher_model_name_or_path", '{"math": {}}'], 1, "has {} for 'math', which must be one name"),
+            (["--teacher_model_name_or_path", '{"math": "/no/folder"}'], 1, "There is no folder '/no/folder'"),
+            (["--dataset_name", "prompts.jsonl"], 1, "A row has prompt, but no `teacher` column"),
+            (
+                ["--dataset_train_split", "train[:1]"],
+                1,
+                "No row of `train_dataset` has 'code' in its `teacher` column",
+            ),
+            (["--objective", "prefix_jsd"], 1, "is defined for one teacher, but there are 2: math, code"),
+        ],
+    )
+    @pytest.mark.usefixtures("no_training")
+    def test_input_that_cannot_be_used(self, trl_xtok, base, two_teachers, prompts_path, argv, status, said):
+        argv = [str(prompts_path) if part == "prompts.jsonl" else part for part in argv]
+        for more in ((), ("--dry_run",)):
+            found, _, err = trl_xtok("gkd", *base, *two_teachers, *argv, *more)
+            assert (found, "Traceback" in err) == (status, False)
+            assert said in err
+
+    @pytest.mark.parametrize("command", ["plan", "audit"])
+    def test_other_commands_take_one(self, trl_xtok, student_path, two_teachers, command):
+        status, _, err = trl_xtok(command, student_path, two_teachers[-1])
+        assert status == 1
+        assert "names several models" in err and "this command takes one" in err
+
+
 def test_a_server_that_is_not_there_is_one_line(trl_xtok, base):
     where = ["--teacher_server_url", "http://127.0.0.1:9", "--teacher_server_timeout", "0.2"]
     status, _, err = trl_xtok("gkd", *base, *where)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -61,6 +62,20 @@ def test_a_run_trains_saves_and_goes_on(trl_xtok, base, tmp_path, student_path, 
     assert [log["step"] for log in resumed["log_history"] if "loss" in log] == [1, 2, 3]
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(student_path), folder)
     assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_several_teachers_train_from_a_file_as_from_flags(trl_xtok, base, two_teachers, tmp_path):
+    flags = [*two_teachers, "--teacher_weights", '{"code": 0.5}', "--learning_rate", "1e-3"]
+    assert trl_xtok("gkd", *base, *flags).status == 0
+    config = {"teacher_model_name_or_path": json.loads(two_teachers[-1]), "teacher_weights": {"code": 0.5}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    place = base.index("--teacher_model_name_or_path")
+    argv = [*base[:place], *base[place + 2 :], *two_teachers[:2], "--learning_rate", "1e-3"]
+    status, _, err = trl_xtok("gkd", *argv, "--config", tmp_path / "run.yaml", "--output_dir", tmp_path / "again")
+    assert status == 0, err
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("out", "again"))
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+    assert "The teachers were `" in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_there_is_nothing_to_resume(trl_xtok, base):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from threading import Barrier, Event
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.training.tiny_models import tiny_args, tiny_model
 from trl_xtok.errors import CacheError, ServerError
 from trl_xtok.serving.models import find_model
 from trl_xtok.serving.score_cache import ScoreCache
-from trl_xtok.serving.scores import Completion, ServedScorer
+from trl_xtok.serving.scores import BackgroundScores, Completion, ServedScorer
 from trl_xtok.serving.server import VLLMServer
 from trl_xtok.training.served_teacher import ServedTeacher, served_config
 from trl_xtok.training.teachers import LocalTeacher
@@ -90,9 +91,45 @@ def test_requests_stay_within_the_limit(server, scorer):
 
 def test_replicas_get_equal_shares(server, scorer, model):
     with ModelServer(model, real_tokenizers.smollm2(), max_model_len=32) as second:
-        both = scorer(server.url, second.url, batch_size=2)
+        both = scorer(server.url, second.url, batch_size=2, max_concurrency=1)
         assert_equal(both.scores(COMPLETIONS), expected(model, COMPLETIONS))
         assert (len(server.requests), len(second.requests)) == (5, 5)
+
+
+def test_what_comes_later_does_not_wait_for_what_is_under_way(server, scorer, model):
+    both, serve = Barrier(2), server.answer
+
+    def meet(request):
+        both.wait(20)
+        return serve(request)
+
+    server.answer = meet
+    background = BackgroundScores(scorer())
+    for completion in COMPLETIONS[:2]:
+        background.expect([completion])
+    assert_equal(background.wait(COMPLETIONS[:2]), expected(model, COMPLETIONS[:2]))
+
+
+def test_what_waits_for_a_request_goes_together(server, scorer, model):
+    asked, go_on, serve = Event(), Event(), server.answer
+
+    def answer(request):
+        asked.set()
+        assert go_on.wait(20)
+        return serve(request)
+
+    server.answer = answer
+    background = BackgroundScores(scorer(max_concurrency=1))
+    background.expect(COMPLETIONS[:1])
+    assert asked.wait(20)
+    for completion in COMPLETIONS[1:12]:
+        background.expect([completion])
+    go_on.set()
+    assert_equal(background.wait(COMPLETIONS[:12]), expected(model, COMPLETIONS[:12]))
+    sizes = [[len(ids) for ids in request.json["prompt"]] for request in server.requests]
+    assert [*map(len, sizes)] == [1, 8, 3]
+    assert min(sizes[1]) > max(sizes[2]), "the longest come first"
+    assert len(server.scored) == 12
 
 
 @pytest.mark.parametrize("bad", [Completion((1, 2, VOCABULARY), 1), Completion((3,) * 40, 1)], ids=["id", "length"])

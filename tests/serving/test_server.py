@@ -96,6 +96,27 @@ def test_the_key_is_sent_and_never_shown(stub, monkeypatch, caplog):
     assert "sk-" not in str(caught.value) + caplog.text + repr(server)
 
 
+@pytest.mark.parametrize(
+    ("name", "own"), [("books", "sk-books"), ("my-code.v2", "sk-bo"), ("poems", "sk-all"), ("", "sk-all")]
+)
+def test_a_key_of_its_own_is_sent_and_none_is_shown(stub, monkeypatch, name, own):
+    monkeypatch.setenv("VLLM_API_KEY", "sk-all")
+    monkeypatch.setenv("VLLM_API_KEY_BOOKS", "sk-books")
+    monkeypatch.setenv("VLLM_API_KEY_MY_CODE_V2", "sk-bo")
+    stub.answer = lambda request: Reply(b"not sk-all, sk-books or sk-bo", 401)
+    with pytest.raises(ServerError, match=r"not \*\*\*, \*\*\* or \*\*\*'"):
+        VLLMServer(stub.url, name=name).get("/x")
+    assert stub.requests[0].headers["Authorization"] == f"Bearer {own}"
+
+
+def test_a_key_of_its_own_may_be_none(stub, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "sk-all")
+    monkeypatch.setenv("VLLM_API_KEY_BOOKS", "")
+    stub.answer = lambda request: Reply({})
+    VLLMServer(stub.url, name="books").get("/x")
+    assert "Authorization" not in stub.requests[0].headers
+
+
 def test_a_key_that_cannot_be_sent_is_refused_unseen(monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "sk-sécret")
     with pytest.raises(ConfigError) as caught:

@@ -1,12 +1,13 @@
 """Models on disk that training tests share: a ByteLevel student, teachers of other families, one of the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests import real_tokenizers
+from tests.serving.model_server import ModelServer
 from tests.training.fixed_rollouts import PADDING_ROWS
 from tests.training.tiny_models import save, tiny_args, tiny_model, tiny_trainer
 from trl_xtok import CrossTokenizerGKDTrainer
@@ -79,3 +80,22 @@ def make_trainer(tmp_path, student_path, teacher_path) -> Callable[..., CrossTok
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_path) -> PreTrainedModel:
+    """The teacher, loaded."""
+    return AutoModelForCausalLM.from_pretrained(teacher_path).eval()
+
+
+@pytest.fixture
+def server(teacher) -> Iterator[ModelServer]:
+    """A server that has it."""
+    with ModelServer(teacher, real_tokenizers.mistral1()) as server:
+        yield server
+
+
+@pytest.fixture
+def served(make_trainer, server):
+    """A trainer whose teacher is behind `server`."""
+    return lambda **changes: make_trainer(teacher_server_url=changes.pop("url", server.url), **changes)

@@ -173,13 +173,13 @@ def test_what_failed_while_a_step_was_interrupted_is_no_failure_of_the_next(make
 
 @pytest.fixture
 def teacher():
-    """A teacher, and the server that it is behind, which refuses everything."""
+    """A teacher that is asked by one request at a time, and the server that it is behind, which refuses everything."""
 
     def refuse(request):
         return Reply({"error": "no key"}, 401, delay=0.2)
 
     with StubServer(answer=refuse) as stub:
-        scorer = ServedScorer([VLLMServer(stub.url, deadline=2.0)], "teacher")
+        scorer = ServedScorer([VLLMServer(stub.url, deadline=2.0)], "teacher", max_concurrency=1)
         config = PreTrainedConfig(vocab_size=100, max_position_embeddings=50)
         yield ServedTeacher(scorer, ServedModel("teacher", None, 50), config), stub
 
@@ -194,7 +194,7 @@ def test_after_a_failure_nothing_more_is_asked(teacher):
         assert len(stub.requests) == step
 
 
-def test_a_step_that_ends_in_the_midst_sends_no_more_requests(teacher, monkeypatch):
+def test_a_step_that_ends_in_the_midst_sends_no_more_requests(teacher):
     teacher, stub = teacher
     asked = Event()
 
@@ -203,7 +203,6 @@ def test_a_step_that_ends_in_the_midst_sends_no_more_requests(teacher, monkeypat
         return Reply({"choices": [choice(i, ids, [-1.0]) for i, ids in enumerate(request.json["prompt"])]}, delay=0.2)
 
     stub.answer = answer
-    monkeypatch.setattr(teacher.scorer, "_max_concurrency", 1)
     with pytest.raises(KeyboardInterrupt), teacher.expecting():
         teacher.expect([[1]] * 80, [[token] for token in range(80)])
         assert asked.wait(20)
@@ -211,6 +210,26 @@ def test_a_step_that_ends_in_the_midst_sends_no_more_requests(teacher, monkeypat
     time.sleep(1.0)
     # Eight completions go into one request.
     assert len(stub.requests) <= 2
+
+
+def test_a_request_that_is_refused_after_its_step_is_not_split(teacher):
+    teacher, stub = teacher
+    asked, go_on, refused = Event(), Event(), Event()
+
+    def answer(request):
+        asked.set()
+        go_on.wait(20)
+        refused.set()
+        return Reply({"error": "too long"}, 400)
+
+    stub.answer = answer
+    with teacher.expecting():
+        teacher.expect([[1]] * 8, [[token] for token in range(8)])
+        assert asked.wait(20)
+    go_on.set()
+    assert refused.wait(20)
+    time.sleep(0.3)
+    assert len(stub.requests) == 1
 
 
 def test_a_request_that_fails_after_its_step_is_forgotten(teacher):

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from tests import real_tokenizers
+from tests.serving.model_server import ModelServer
 from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, rollouts, whole_step
 from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
 from trl_xtok.alignment.token_bytes import token_bytes
@@ -85,6 +86,38 @@ def test_a_run_with_its_logs_evaluation_and_files(build, tmp_path):
     assert "The teachers were `" in Path(tmp_path, "README.md").read_text()
 
 
+def test_they_may_be_named_in_the_arguments(build, teacher_path, qwen_teacher_path):
+    named = {"books": teacher_path, "code": qwen_teacher_path}
+    loss, _ = loss_and_gradients(build(), ROWS, 4)
+    assert loss_and_gradients(build(teacher=None, teacher_model_name_or_path=named), ROWS, 4)[0] == loss
+
+
+def test_each_has_its_servers_its_name_there_and_its_key(build, load, teacher_path, qwen_teacher_path, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "sk-all")
+    monkeypatch.setenv("VLLM_API_KEY_CODE", "sk-code")
+    loss, _ = loss_and_gradients(build(), ROWS, 4)
+    with (
+        ModelServer(load(teacher_path), real_tokenizers.mistral1(), names=("other", "base")) as books,
+        ModelServer(load(qwen_teacher_path), real_tokenizers.qwen3(), names=("only",)) as code,
+    ):
+        urls = {"books": books.url, "code": [code.url]}
+        served = build(teacher_server_url=urls, teacher_server_model={"books": "base"})
+        torch.testing.assert_close(loss_and_gradients(served, ROWS, 4)[0], loss, atol=1e-4, rtol=1e-4)
+        for server, key, name in ((books, "sk-all", "base"), (code, "sk-code", "only")):
+            assert {request.headers["Authorization"] for request in server.requests} == {f"Bearer {key}"}
+            assert {request.json["model"] for request in server.requests if request.json} == {name}
+
+
+def test_one_that_no_row_names_is_refused(build):
+    with pytest.raises(DataError, match="No row of `train_dataset` has 'code' in its `teacher` column"):
+        build(rows=ROWS[::2])
+
+
+def test_rows_without_the_column_are_refused(build):
+    with pytest.raises(DataError, match="A row has prompt, but no `teacher` column, but the teachers are books, code"):
+        build(rows=[{"prompt": "Hi"}])
+
+
 @pytest.mark.parametrize("teacher", ["poems", None])
 def test_a_row_without_one_of_them_is_refused(build, teacher):
     """Also among many, of which only the longest are tokenized before the first step."""
@@ -108,6 +141,7 @@ def test_a_collator_of_ones_own_must_name_them(build):
         WindowAligner(trainer.aligners, [batch], RunMetrics())
 
 
+AWAY = {"books": "http://127.0.0.1:9"}
 LOADING = ({"load_teacher_in_4bit": True}, {"teacher_model_init_kwargs": {"dtype": "float32"}})
 
 
@@ -123,11 +157,30 @@ def test_how_to_load_a_teacher_is_refused_if_none_is_loaded(build, tmp_path, loa
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"objective": "prefix_jsd"}, "`objective='prefix_jsd'` is defined for one teacher, .* names 2: books, code"),
+        (
+            {"objective": "prefix_jsd"},
+            "`objective='prefix_jsd'` is defined for one teacher, but there are 2: books, code",
+        ),
         ({"seq_kd": True, "lmbda": 0.5, "objective": "chunk_jsd"}, "`seq_kd=True` is defined for one teacher"),
         ({"teacher_weights": {"poems": 1.0}}, r"`args.teacher_weights` is \['poems'\], but .* names: books, code"),
         ({"teacher_server_url": "http://127.0.0.1:9"}, "`args.teacher_server_url` is list, but .* must be a dict"),
-        ({"teacher": {}}, r"`teacher_model` names the teachers \[\]"),
+        ({"teacher": {"books": None}}, "Of the teachers books, 'books' is None"),
+        ({"teacher_model_name_or_path": {"a": "b"}}, r"`args.teacher_model_name_or_path={'a': 'b'}` both say which"),
+        ({"teacher_model_name_or_path": "b"}, r"`args.teacher_model_name_or_path='b'` both say which"),
+        ({"only": "books", "teacher_model_name_or_path": {"a": "b"}}, "both say which teachers there are"),
+        (
+            {"teacher_model_name_or_path": {"a": ["b"]}},
+            r"`teacher_model_name_or_path` has \['b'\] for 'a', which must",
+        ),
+        (
+            {"teacher_server_url": AWAY, "teacher_server_model": {"books": 5}},
+            "has 5 for 'books', which must be one name",
+        ),
+        (
+            {"teacher_server_url": AWAY, "teacher_server_model": {"code": "x"}},
+            "`teacher_server_model` is a dictionary with 'code', but `teacher_server_url` has addresses for books",
+        ),
+        ({"teacher": {}}, r"The teachers are named \[\]"),
         ({"only": "books", "teacher_weights": {"books": 1.0}}, "which is for several teachers, but"),
         ({"only": "books", "teacher_server_url": {"books": "http://127.0.0.1:9"}}, "which is for several teachers"),
         ({"teacher_weights": {"books": -1.0}}, "`teacher_weights` has -1.0 for 'books'"),

@@ -14,6 +14,7 @@ from ..errors import XTokError
 if TYPE_CHECKING:
     from ..training.dry_run import CheckedRun
     from ..training.script_arguments import Arguments
+    from ..training.several_teachers import TeacherSource
 
 
 def dry_run(arguments: "Arguments") -> None:
@@ -36,17 +37,20 @@ def dry_run(arguments: "Arguments") -> None:
     console.print(Text(written), soft_wrap=True)
     console.rule("Run")
     console.print(_summary(run))
-    console.rule("Tokenizers")
-    audit = audit_tokenizers(
-        run.student_tokenizer,
-        run.teacher_tokenizer,
-        teacher_chat_template=run.teacher_chat_template,
-        min_coverage=arguments.training.min_coverage,
-    )
-    print_audit(audit, console)
+    ratios = []
+    for source in run.teachers:
+        console.rule(Text(f"Tokenizers of student and {source.key}" if source.key else "Tokenizers"))
+        audit = audit_tokenizers(
+            run.student_tokenizer,
+            source.tokenizer,
+            teacher_chat_template=source.collator.teacher_chat_template,
+            min_coverage=arguments.training.min_coverage,
+        )
+        print_audit(audit, console)
+        ratios.append(audit.total.teacher_ratio)
     console.rule("Memory")
     try:
-        print_plan(plan_run(run, audit.total.teacher_ratio), console)
+        print_plan(plan_run(run, max(ratios)), console)
     except XTokError as error:
         # The run may well be possible.
         console.print(Text(f"Not known: {error}"))
@@ -59,7 +63,10 @@ def _summary(run: "CheckedRun") -> Table:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = {
         "student": _model(run.arguments.model.model_name_or_path, run.student_config, _how_trained(run)),
-        "teacher": _model(args.teacher_model_name_or_path, run.teacher_config, _how_loaded(run)),
+        **{
+            f"teacher {source.key}".strip(): _model(source.model, source.config, _how_loaded(run, source))
+            for source in run.teachers
+        },
         "objective": run.objective,
         "precision": f"{precision} on {args.device.type}, {args.world_size} process(es)",
         "prompts": _size(run.train_dataset),
@@ -75,7 +82,7 @@ def _summary(run: "CheckedRun") -> Table:
     return table
 
 
-def _model(name: str | None, config: object, how: str) -> str:
+def _model(name: object, config: object, how: str) -> str:
     return f"{name} ({type(config).__name__.removesuffix('Config')}), {how}"
 
 
@@ -85,10 +92,10 @@ def _how_trained(run: "CheckedRun") -> str:
     return f"LoRA of rank {model.lora_r}{base}" if model.use_peft else "all weights"
 
 
-def _how_loaded(run: "CheckedRun") -> str:
+def _how_loaded(run: "CheckedRun", source: "TeacherSource") -> str:
     args = run.arguments.training
-    if args.teacher_server_url is not None:
-        return f"served by {', '.join(args.teacher_server_url)} (which was not asked)"
+    if source.urls is not None:
+        return f"served by {', '.join(source.urls)} (which was not asked)"
     if args.load_teacher_in_4bit:
         return "4-bit"
     quantization = args.teacher_quantization_config

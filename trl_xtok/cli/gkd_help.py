@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from types import FunctionType
 from typing import Any
 
-from ..training.config_checks import DICTIONARIES, ONLY_VALUE
+from ..training.config_checks import BY_NAME, DICTIONARIES, ONLY_VALUE
 
 
 _MOST_USED = """
@@ -59,7 +59,6 @@ _GROUPS = {
 # In the words of this command, where TRL's say less.
 _SAID = {
     "model_name_or_path": "The student: a name on the Hub, or the path of a folder.",
-    "teacher_model_name_or_path": "The teacher: a name on the Hub, or the path of a folder or an adapter.",
     "dataset_name": "A name on the Hub, a folder, or a file (JSON, Parquet, CSV, text).",
     "dataset_train_split": "Split to train on, or a part of it such as `train[:1000]`.",
     "dataset_test_split": "Split to evaluate on, if `eval_strategy` says when.",
@@ -133,5 +132,6 @@ def _value(action: argparse.Action) -> str:
     if action.dest.endswith("_kwargs") or action.dest in DICTIONARIES:
         return " JSON"
     name = action.type.__name__ if isinstance(action.type, type | FunctionType) else ""
-    value = {"int": "INT", "float": "FLOAT", "string_to_bool": "BOOL"}.get(name, "TEXT")
+    text = "TEXT|JSON" if action.dest in BY_NAME else "TEXT"
+    value = {"int": "INT", "float": "FLOAT", "string_to_bool": "BOOL"}.get(name, text)
     return f" {value} [...]" if action.nargs == "+" else f" {value}"

@@ -1,14 +1,14 @@
 """Log-probs of given ids from a vLLM server: one number per token, whatever the size of the model."""
 
-import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from threading import Event, Lock
 from typing import NamedTuple
 
 from ..errors import ServerError
+from .replicas import Replicas
 from .replies import read_scores
 from .score_cache import ScoreCache
 from .server import VLLMServer
@@ -29,7 +29,7 @@ class Completion(NamedTuple):
     start: int
 
 
-def score(server: VLLMServer, model: str, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+def score(server: VLLMServer | Replicas, model: str, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """Log-prob of each id but the first of each sequence, in one request; NaN where there is no usable value.
 
     Raises:
@@ -51,7 +51,7 @@ class ServedScorer:
     """Scores completions with a model that one or several servers serve.
 
     Args:
-        servers: Replicas of one model; each gets its share of the requests.
+        servers: Replicas of one model; a request goes to the one that has least to do and is not away.
         model: Its name there.
         batch_size: Completions of one request.
         max_concurrency: Requests that are under way at the same time, over all servers.
@@ -70,83 +70,67 @@ class ServedScorer:
         max_concurrency: int = 8,
         cache: ScoreCache | None = None,
     ):
-        self._servers, self._turns = servers, itertools.count()
-        self._model, self._batch_size, self._max_concurrency = model, batch_size, max_concurrency
-        self._cache = cache
+        self._server = servers[0] if len(servers) == 1 else Replicas(servers)
+        self._model, self._cache, self._lock = model, cache, Lock()
+        self.batch_size, self.max_concurrency = batch_size, max_concurrency
         self.requested = 0
 
-    def scores(self, completions: Sequence[Completion], stop: Event | None = None) -> list[list[float]]:
+    def scores(self, completions: Sequence[Completion]) -> list[list[float]]:
         """Log-prob of each id of each completion, in nats; NaN where the server has none to give.
 
         What is asked for more than once is sent once. What came before an error is in the cache.
 
         Args:
             completions: What is to be scored.
-            stop: Where it is set meanwhile, no more requests are sent, and what is missing is empty.
 
         Raises:
-            ServerError: If a server does not answer before its deadline, or answers what cannot be used.
+            ServerError: If no server answers before the deadline, or one answers what cannot be used.
             CacheError: If the cache cannot be used.
         """
-        wanted = dict.fromkeys(completion for completion in completions if completion.start < len(completion.ids))
-        keys = {} if self._cache is None else {each: self._cache.key(each.ids, each.start) for each in wanted}
+        asked = BackgroundScores(self)
+        try:
+            return asked.wait(completions)
+        finally:
+            asked.close()
+
+    def ask(self, batch: Sequence[Completion], stop: Event) -> dict[Completion, list[float]]:
+        """Scores from the cache and, with one request, from a server; those are kept.
+
+        Args:
+            batch: What goes into one request.
+            stop: Where it is set, nothing more is sent.
+
+        Raises:
+            CancelledError: If `stop` was set before all was sent.
+            ServerError: If no server answers before the deadline, or one answers what cannot be used.
+            CacheError: If the cache cannot be used.
+        """
+        keys = {} if self._cache is None else {each: self._cache.key(each.ids, each.start) for each in batch}
         cached = {} if self._cache is None else self._cache.read(keys.values())
         known = {each: cached[key] for each, key in keys.items() if len(cached.get(key, ())) == _size(each)}
-        for batch, scores in self._ask([each for each in wanted if each not in known], stop or Event()):
-            known |= zip(batch, scores, strict=True)
-            self._keep(dict(zip((keys[each] for each in batch), scores, strict=True)) if keys else {})
-        return [known.get(each, []) for each in completions]
+        if missing := [each for each in batch if each not in known]:
+            scores = dict(zip(missing, self._score(missing, stop), strict=True))
+            with self._lock:
+                self.requested += len(scores)
+            # What has no value may have one another time.
+            whole = {keys[each]: row for each, row in scores.items() if keys and not any(map(math.isnan, row))}
+            if self._cache is not None and whole:
+                self._cache.write(whole)
+            known |= scores
+        return known
 
-    def _keep(self, scores: dict[bytes, list[float]]) -> None:
-        # What is missing may come another time.
-        whole = {key: values for key, values in scores.items() if not any(map(math.isnan, values))}
-        if self._cache is not None and whole:
-            self._cache.write(whole)
-
-    def _ask(
-        self, completions: Sequence[Completion], stop: Event
-    ) -> Iterator[tuple[list[Completion], list[list[float]]]]:
-        """Batches of similar length and their scores, in the order in which they come."""
-        # The longest first: they take longest.
-        ordered = sorted(completions, key=lambda each: len(each.ids), reverse=True)
-        batches = [ordered[at : at + self._batch_size] for at in range(0, len(ordered), self._batch_size)]
-        pool = ThreadPoolExecutor(max(min(self._max_concurrency, len(batches)), 1), "trl_xtok-scores")
-        try:
-            futures: dict[Future[list[list[float]]], list[Completion]] = {}
-            for batch in batches:
-                server = self._servers[next(self._turns) % len(self._servers)]
-                futures[pool.submit(self._score, server, batch, stop)] = batch
-            failure = None
-            for future in as_completed(futures):
-                try:
-                    scores = future.result()
-                except ServerError as error:
-                    failure = failure or error
-                    # Those that are under way may still have an answer.
-                    for other in futures:
-                        other.cancel()
-                except CancelledError:
-                    continue
-                else:
-                    self.requested += len(scores)
-                    yield futures[future], scores
-            if failure is not None:
-                raise failure
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _score(self, server: VLLMServer, batch: Sequence[Completion], stop: Event) -> list[list[float]]:
+    def _score(self, batch: Sequence[Completion], stop: Event) -> list[list[float]]:
         """One request; if it is refused, its halves, so that nothing is lost but what the server cannot read."""
         if stop.is_set():
             raise CancelledError
         try:
-            scored = score(server, self._model, [each.ids for each in batch])
+            scored = score(self._server, self._model, [each.ids for each in batch])
         except ServerError as error:
             if error.status not in (400, 422):
                 raise
             if len(batch) > 1:
                 half = len(batch) // 2
-                return self._score(server, batch[:half], stop) + self._score(server, batch[half:], stop)
+                return self._score(batch[:half], stop) + self._score(batch[half:], stop)
             _logger.warning("A completion of %d ids is left out: %s", _size(batch[0]), error)
             return [[math.nan] * _size(batch[0])]
         # The first id has no log-prob.
@@ -154,35 +138,33 @@ class ServedScorer:
 
 
 class BackgroundScores:
-    """Scores that are asked for in the background, each once; what comes while the servers are busy goes together.
+    """Scores that are asked for in the background, each once: a request takes what waits when it may be sent.
 
     Args:
         scorer: Asks the servers.
     """
 
     def __init__(self, scorer: ServedScorer):
-        self._scorer, self._lock = scorer, Lock()
-        # One at a time: while it asks for some, the next are gathered.
-        self._thread = ThreadPoolExecutor(1, "trl_xtok-background")
+        self._scorer, self._lock, self._stop = scorer, Lock(), Event()
+        self._threads = ThreadPoolExecutor(scorer.max_concurrency, "trl_xtok-scores")
         self._expected: set[Completion] = set()
         self._waiting: list[Completion] = []
         self._pending: list[Future[None]] = []
         self._known: dict[Completion, list[float]] = {}
-        self._stop = Event()
         self._failure: Exception | None = None
 
     def expect(self, completions: Iterable[Completion]) -> None:
         """Ask for those that were not asked for yet; after a failure nothing is."""
-        new = [each for each in dict.fromkeys(completions) if each not in self._expected]
-        if not new:
-            return
+        new = [each for each in dict.fromkeys(completions) if _size(each) > 0 and each not in self._expected]
         self._expected.update(new)
         with self._lock:
-            self._waiting += new
-        self._pending.append(self._thread.submit(self._ask))
+            # The longest first: they take longest. Those of a request are of similar length.
+            self._waiting = sorted([*self._waiting, *new], key=lambda each: len(each.ids), reverse=True)
+        # Each takes what waits when its turn comes, so later ones may find nothing.
+        self._pending += [self._threads.submit(self._ask) for _ in range(0, len(new), self._scorer.batch_size)]
 
     def wait(self, completions: Sequence[Completion]) -> list[list[float]]:
-        """What [`ServedScorer.scores`] says of them, when it is there.
+        """Log-prob of each id of each completion, when all are there; see [`ServedScorer.scores`].
 
         Raises:
             ServerError: As there, for whatever was asked.
@@ -193,21 +175,28 @@ class BackgroundScores:
             self._pending.pop(0).result()
         if self._failure is not None:
             raise self._failure
-        return [self._known[each] for each in completions]
+        return [self._known[each] if each in self._expected else [] for each in completions]
 
     def close(self) -> None:
         """Send no more requests; those under way are not waited for."""
         self._stop.set()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self) -> None:
+        size = self._scorer.batch_size
         with self._lock:
-            asked, self._waiting = self._waiting, []
-        if self._failure is None:
-            try:
-                self._known |= zip(asked, self._scorer.scores(asked, self._stop), strict=True)
-            except Exception as error:
-                self._failure = error
+            batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        if not batch or self._failure is not None:
+            return
+        try:
+            scores = self._scorer.ask(batch, self._stop)
+        except CancelledError:
+            return
+        except Exception as error:
+            self._failure = self._failure or error
+            return
+        with self._lock:
+            self._known.update(scores)
 
 
 def _size(completion: Completion) -> int:

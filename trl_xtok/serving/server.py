@@ -22,23 +22,30 @@ from ..errors import ConfigError, ServerError
 API_KEY = "VLLM_API_KEY"
 # Of one reply. Scores of a million tokens take about 100 MB.
 _LARGEST_REPLY = 2**28
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+# Seconds between tries.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 _logger = logging.getLogger(__name__)
+
+
+class NoAnswer(ServerError):
+    """What became of a request that may be answered another time: no answer, 429 or a status from 500."""
 
 
 class VLLMServer:
     """Sends requests to one server; several threads may do so at the same time.
 
-    An API key is read from the environment variable `VLLM_API_KEY`. Proxies that the environment names are used, but
-    not for this machine.
+    An API key is read from the environment variable `VLLM_API_KEY`, or from one of its own (see `name`). Proxies that
+    the environment names are used, but not for this machine.
 
     Args:
         url: Where it is, for example `http://127.0.0.1:8000`. `/v1` at its end may be left out.
         timeout: Seconds until a request that is not answered is sent again.
         deadline: Seconds after which a request that was sent again and again is given up.
+        name: The key is that of `VLLM_API_KEY_` and this name, where there is such a variable.
 
     Attributes:
         url: The same, as it is shown in messages.
+        deadline: The same.
         interruptions: Grows with each request to which no answer came, or one of a server that failed (5xx). A server
             that is started again does not go unnoticed by a request that is under way.
 
@@ -46,10 +53,10 @@ class VLLMServer:
         ConfigError: If `url` is none, has a password in it, or the key cannot be sent.
     """
 
-    def __init__(self, url: str, *, timeout: float = 60.0, deadline: float = 240.0):
+    def __init__(self, url: str, *, timeout: float = 60.0, deadline: float = 240.0, name: str = ""):
         self.url = check_url(url)
-        self._timeout, self._deadline, self.interruptions = timeout, deadline, 0
-        key = _api_key()
+        self._timeout, self.deadline, self.interruptions = timeout, deadline, 0
+        key = _api_key(name)
         self._client = httpx2.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -82,38 +89,57 @@ class VLLMServer:
         """Close the connections."""
         self._client.close()
 
+    def try_once(self, method: str, path: str, payload: Any, end: float) -> Any:
+        """The JSON that is answered to one request; `None` for an empty answer.
+
+        Args:
+            method: `GET` or `POST`.
+            path: The path.
+            payload: What is sent as JSON, if anything.
+            end: When it is given up, on the clock of `time.monotonic`.
+
+        Raises:
+            NoAnswer: If it may be answered another time, or by another server.
+            ServerError: If it is refused, or its answer cannot be read.
+        """
+        what = f"{method} {self.url}{path}"
+        try:
+            status, body = self._send(method, path, payload, end)
+        except httpx2.TransportError as error:
+            self.interruptions += 1
+            raise NoAnswer(without_key(f"{type(error).__name__}: {error}")) from None
+        except httpx2.HTTPError as error:
+            raise ServerError(without_key(f"{what} has no readable answer: {error}")) from None
+        if 200 <= status < 300:
+            return self._read(body, what)
+        failure = f"status {status}: {excerpt(body)}"
+        if status != 429 and status < 500:
+            raise ServerError(f"{what} is refused with {failure}", status)
+        self.interruptions += status != 429
+        raise NoAnswer(failure, status)
+
     def _request(self, method: str, path: str, payload: Any) -> Any:
-        end, pause, tries = time.monotonic() + self._deadline, _FIRST_PAUSE, 0
+        end, pause, tries = time.monotonic() + self.deadline, FIRST_PAUSE, 0
         while True:
             tries += 1
             try:
-                status, body = self._send(method, path, payload, end)
-            except httpx2.TransportError as error:
-                status, body, failure = None, b"", without_key(f"{type(error).__name__}: {error}")
-            except httpx2.HTTPError as error:
-                raise ServerError(without_key(f"{method} {self.url}{path} has no readable answer: {error}")) from None
-            else:
-                failure = f"status {status}: {excerpt(body)}"
-            if status is not None and 200 <= status < 300:
-                return self._read(body, f"{method} {self.url}{path}")
-            if status is not None and status != 429 and status < 500:
-                raise ServerError(f"{method} {self.url}{path} is refused with {failure}", status)
-            if status != 429:
-                self.interruptions += 1
+                return self.try_once(method, path, payload, end)
+            except NoAnswer as error:
+                failure = error
             wait = pause * self._random.uniform(0.5, 1.0)
             if time.monotonic() + wait >= end:
                 raise ServerError(
-                    f"{method} {self.url}{path} was not answered within {self._deadline:g} seconds; the last of "
+                    f"{method} {self.url}{path} was not answered within {self.deadline:g} seconds; the last of "
                     f"{tries} tries ended with {failure}. Check that the server runs and that its address is right.",
-                    status,
+                    failure.status,
                 )
             if tries == 1:
                 _logger.warning(
                     "%s %s%s failed with %s. Trying again for %g seconds.",
-                    *(method, self.url, path, failure, self._deadline),
+                    *(method, self.url, path, failure, self.deadline),
                 )
             time.sleep(wait)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _send(self, method: str, path: str, payload: Any, end: float) -> tuple[int, bytes]:
         """Status and body of one answer, which must have arrived as a whole in time."""
@@ -154,9 +180,12 @@ def excerpt(reply: Any) -> str:
 
 
 def without_key(text: str) -> str:
-    """The text without the API key."""
-    key = os.environ.get(API_KEY, "").strip()
-    return text.replace(key, "***") if key else text
+    """The text without any API key."""
+    keys = {value.strip() for name, value in os.environ.items() if name == API_KEY or name.startswith(f"{API_KEY}_")}
+    # One may be the beginning of another.
+    for key in sorted(keys - {""}, key=len, reverse=True):
+        text = text.replace(key, "***")
+    return text
 
 
 def check_url(url: Any) -> str:
@@ -188,8 +217,10 @@ def _is_local(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _api_key() -> str | None:
-    key = os.environ.get(API_KEY, "").strip()
+def _api_key(name: str) -> str | None:
+    own = f"{API_KEY}_{re.sub('[^A-Z0-9]', '_', name.upper())}"
+    variable = own if name and own in os.environ else API_KEY
+    key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable():
-        raise ConfigError(f"The environment variable {API_KEY} holds characters that an API key cannot have.")
+        raise ConfigError(f"The environment variable {variable} holds characters that an API key cannot have.")
     return key or None

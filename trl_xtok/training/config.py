@@ -7,6 +7,7 @@ import torch
 
 from .best_metric import choose_metric, refuse_loss
 from .config_checks import (
+    BY_NAME,
     DICTIONARIES,
     ObjectiveName,
     check_teacher,
@@ -125,7 +126,7 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
             Whether to log only one completion of each prompt to `wandb` and `trackio`.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GKDConfig._VALID_DICT_FIELDS, *DICTIONARIES]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GKDConfig._VALID_DICT_FIELDS, *DICTIONARIES, *BY_NAME]
 
     # Parameters whose default values are overridden from GKDConfig
     temperature: float = field(

@@ -13,6 +13,8 @@ from ..errors import ConfigError
 # Our own fields that hold a dictionary, or JSON of one.
 DICTIONARIES = ("teacher_quantization_config", "chat_template_kwargs", "teacher_chat_template_kwargs")
 DICTIONARIES += ("teacher_weights",)
+# Those that have one value, or a dictionary of values by the names of several teachers.
+BY_NAME = ("teacher_model_name_or_path", "teacher_server_url", "teacher_server_model")
 # Inherited fields that no code path of this trainer reads yet, with the only value they may have.
 ONLY_VALUE: dict[str, Any] = {
     "assistant_only_loss": False,

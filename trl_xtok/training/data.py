@@ -94,9 +94,9 @@ class PromptCollator:
         return self
 
     @property
-    def parts(self) -> "list[PromptCollator]":
-        """One for each teacher."""
-        return [self]
+    def parts(self) -> "Mapping[str, PromptCollator]":
+        """One for each teacher, by its name; that of a single one is empty."""
+        return {"": self}
 
     def completion(self, example: Mapping[str, Any], prompt: Sequence[int]) -> list[int]:
         """The completion of a dataset row in student tokens, as far as there is room for it after its prompt.

@@ -17,6 +17,7 @@ from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator
 from .dataset_formats import (
     ASSISTANT_TURN,
+    TEACHER_COLUMN,
     has_turns,
     is_conversational_prompt,
     read_completion,
@@ -215,10 +216,16 @@ def _check_rows(
     _tokenize(first, collator, completes)
     # A stream may be endless, and reading it takes as long as training on it.
     if isinstance(dataset, Dataset):
-        for part in collator.parts:
+        for teacher, part in collator.parts.items():
             rows = _rows_by_length(name, dataset, collator, completes)
             of_part = ((length, number, row) for length, number, row in rows if collator.of(row) is part)
-            for _, number, row in heapq.nlargest(_LONGEST, of_part):
+            longest = heapq.nlargest(_LONGEST, of_part)
+            if not longest and name == "train_dataset":
+                raise DataError(
+                    f"No row of `{name}` has {teacher!r} in its `{TEACHER_COLUMN}` column, so this teacher would have "
+                    f"nothing to do. Leave it out, or check the names in the column."
+                )
+            for _, number, row in longest:
                 with _at_row(name, number, row):
                     _tokenize(row, collator, completes)
 

@@ -17,6 +17,8 @@ Prompt = str | list[dict[str, Any]]
 _SHAREGPT = {"human": "user", "gpt": "assistant", "observation": "tool"}
 # Says that a row was split: the place of the turn that it ends with.
 ASSISTANT_TURN = "assistant_turn"
+# With several teachers, which of them scores the row.
+TEACHER_COLUMN = "teacher"
 
 
 def read_prompt(example: Mapping[str, Any]) -> Prompt:

@@ -1,5 +1,6 @@
 """What a run would do, and all that it would refuse, before any weights are loaded."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl.trainer.utils import get_peft_config
 
 from ..alignment.aligner import TokenizerAligner
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..planning.gpus import GPUS
 from ..planning.models import ModelSpec, build
 from ..planning.plan import MemoryPlan
@@ -22,8 +23,7 @@ from .objective import choose_objective
 from .script import resolve, student_quantization
 from .script_arguments import Arguments
 from .script_data import load_datasets
-from .served_teacher import served_config
-from .several_teachers import refuse_names
+from .several_teachers import TeacherSource, join_collators, read_teachers
 
 
 _NOT_SHOWN = ("dry_run", "hub_token")
@@ -37,10 +37,8 @@ class CheckedRun:
         arguments: As they were given, with what follows from them.
         objective: What would be minimised.
         student_tokenizer: The student's.
-        teacher_tokenizer: The teacher's.
         student_config: The student's.
-        teacher_config: The teacher's.
-        teacher_chat_template: The teacher's template, if it is not that of its tokenizer.
+        teachers: What is known of each without its weights, and without asking a server.
         train_dataset: As the trainer would have it.
         eval_dataset: The same; `None` if there is no evaluation.
     """
@@ -48,10 +46,8 @@ class CheckedRun:
     arguments: Arguments
     objective: ObjectiveName
     student_tokenizer: PreTrainedTokenizerBase
-    teacher_tokenizer: PreTrainedTokenizerBase
     student_config: PreTrainedConfig
-    teacher_config: PreTrainedConfig
-    teacher_chat_template: str | None
+    teachers: Sequence[TeacherSource]
     train_dataset: Any
     eval_dataset: Any
 
@@ -67,18 +63,15 @@ def check_run(arguments: Arguments) -> CheckedRun:
     setup.check_args(args, student)
     setup.refuse_arguments(student, get_peft_config(arguments.model))
     setup.check_student_loading(student, args, student_quantization(arguments.model))
-    refuse_names(None, args)
-    teacher = setup.check_teacher(None, student, args)
-    tokenizers = (
-        loading.load_student_tokenizer(None, student, args),
-        loading.load_teacher_tokenizer(None, teacher, args),
-    )
-    configs = loading.read_config(student, args.model_init_kwargs, args), _teacher_config(teacher, tokenizers[1], args)
-    _check_adapter(configs[0], get_peft_config(arguments.model))
-    collator = setup.make_collator(*tokenizers, *configs, args)
-    datasets = prepare_datasets(*load_datasets(arguments), collator, args, None)
-    objective = choose_objective(args, TokenizerAligner(*tokenizers), datasets[1])
-    return CheckedRun(arguments, objective, *tokenizers, *configs, collator.teacher_chat_template, *datasets)
+    tokenizer = loading.load_student_tokenizer(None, student, args)
+    config = loading.read_config(student, args.model_init_kwargs, args)
+    _check_adapter(config, get_peft_config(arguments.model))
+    # A server is not asked: it may not run yet.
+    teachers = read_teachers(None, None, (student, tokenizer, config), args, asking=False)
+    datasets = prepare_datasets(*load_datasets(arguments), join_collators(teachers), args, None)
+    aligner = TokenizerAligner(tokenizer, teachers[0].tokenizer)
+    objective = choose_objective(args, aligner, datasets[1], several=len(teachers) > 1)
+    return CheckedRun(arguments, objective, tokenizer, config, teachers, *datasets)
 
 
 def _check_adapter(config: PreTrainedConfig, adapter: PeftConfig | None) -> None:
@@ -86,14 +79,6 @@ def _check_adapter(config: PreTrainedConfig, adapter: PeftConfig | None) -> None
         # A model that cannot be built without weights may well be trained.
         with suppress(ModelError):
             build(ModelSpec(config, adapter=adapter))
-
-
-def _teacher_config(
-    teacher: loading.Model | None, tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig
-) -> PreTrainedConfig:
-    # A server is not asked: it may not run yet.
-    served = args.teacher_server_url is not None
-    return served_config(teacher, tokenizer, args) if served else loading.read_teacher_config(teacher, args)
 
 
 def plan_run(run: CheckedRun, teacher_ratio: float) -> MemoryPlan:
@@ -104,14 +89,20 @@ def plan_run(run: CheckedRun, teacher_ratio: float) -> MemoryPlan:
         teacher_ratio: Teacher tokens for each student token.
 
     Raises:
-        ConfigError: If a setting has no known memory.
+        ConfigError: If a setting has no known memory, or one of several teachers is loaded here.
         ModelError: If the memory of one of the models is not known.
     """
     args, model = run.arguments.training, run.arguments.model
+    here = [source.key for source in run.teachers if source.urls is None]
+    if len(run.teachers) > 1 and here:
+        raise ConfigError(
+            f"Of {len(run.teachers)} teachers, {', '.join(here)} would be loaded here, on the same device at the same "
+            "time, and a plan is for one teacher."
+        )
     return plan_for_training(
         args,
         run.student_config,
-        run.teacher_config,
+        run.teachers[0].config,
         peft_config=get_peft_config(model),
         quantization_config=student_quantization(model),
         teacher_ratio=teacher_ratio,

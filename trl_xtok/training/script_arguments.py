@@ -101,10 +101,15 @@ class GKDParser(TrlParser):
         """Parse, and say whose JSON it is that cannot be read."""
         parsed, unknown = super().parse_known_args(args, namespace)
         for name in CrossTokenizerGKDConfig._VALID_DICT_FIELDS:
-            value = vars(parsed)[name]
+            given = vars(parsed)[name]
+            # Of a flag that takes several values.
+            is_list = isinstance(given, list) and len(given) == 1
+            value = given[0] if is_list else given
             try:
                 if isinstance(value, str) and value.startswith("{"):
-                    json.loads(value)
+                    loaded = json.loads(value)
+                    if is_list:
+                        setattr(parsed, name, loaded)
             except json.JSONDecodeError as error:
                 self.error(f"argument --{name}: {value!r} is not JSON ({error})")
         return parsed, unknown

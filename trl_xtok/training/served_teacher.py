@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -95,7 +95,11 @@ class ServedTeacher:
 
 
 def connect(
-    urls: Sequence[str], teacher: Model | None, tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig
+    urls: Sequence[str],
+    teacher: Model | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: CrossTokenizerGKDConfig,
+    key: str = "",
 ) -> ServedTeacher:
     """The teacher behind one or several addresses, once it is known to be the right one.
 
@@ -104,6 +108,7 @@ def connect(
         teacher: The name of what the tokenizer was read from, if it has one.
         tokenizer: The teacher's.
         args: How to ask them.
+        key: What the dataset calls it, if there are several.
 
     Raises:
         ServerError: If a server does not answer in time, does not have the model, or does not score.
@@ -111,8 +116,9 @@ def connect(
         CacheError: If the file with the scores cannot be used.
     """
     deadline = args.teacher_server_timeout
-    servers = [VLLMServer(url, timeout=deadline / 2, deadline=deadline) for url in urls]
-    model = find_replicas(servers, args.teacher_server_model)
+    servers = [VLLMServer(url, timeout=deadline / 2, deadline=deadline, name=key) for url in urls]
+    served_as = args.teacher_server_model
+    model = find_replicas(servers, served_as.get(key) if isinstance(served_as, Mapping) else served_as)
     config = served_config(teacher, tokenizer, args, model.max_model_len)
     for server in servers:
         _check(server, model, tokenizer, context_length(config))

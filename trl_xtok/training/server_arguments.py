@@ -23,19 +23,22 @@ _SOURCE = {"revision", "gguf_file", "token", "cache_dir", "local_files_only", "s
 @dataclass
 class TeacherServerArguments:
     """
-    The arguments of [`CrossTokenizerGKDConfig`] for a teacher behind a server, and for several teachers.
+    The arguments of [`CrossTokenizerGKDConfig`] for a teacher behind a server, and for several teachers, which
+    `teacher_model_name_or_path` may have in a dictionary, too, as the trainer's `teacher_model` has them.
 
     Args:
         teacher_server_url (`list[str]`, *optional*):
             Address of a vLLM server that has the teacher, for example `"http://127.0.0.1:8000"`, or several addresses
-            of replicas, which get their share of the requests. Nothing but the teacher's tokenizer and configuration
-            is then loaded here, from `teacher_model_name_or_path`. An API key is read from the environment variable
-            `VLLM_API_KEY`. With several teachers, a dictionary with the addresses of those that are served.
-        teacher_server_model (`str`, *optional*):
-            Name under which the teacher is served. `None` is the only model of the server.
+            of replicas. Each request then goes to the one that has least to do, past those that are away. Nothing but
+            the teacher's tokenizer and configuration is loaded here, from `teacher_model_name_or_path`. An API key is
+            read from the environment variable `VLLM_API_KEY`. With several teachers, a dictionary with the addresses
+            of those that are served; the key of one of them may be in `VLLM_API_KEY_` and its name in upper case.
+        teacher_server_model (`str` or `dict`, *optional*):
+            Name under which the teacher is served. `None` is the only model of the server. With several teachers, a
+            dictionary, or one name for all.
         teacher_server_timeout (`float`, *optional*, defaults to `240.0`):
             Seconds to wait for a server that does not answer, at the start and in the middle of a run. A request that
-            takes longer than half of it is sent again.
+            takes longer than half of it is sent again. With replicas, seconds to wait until any of them answers.
         teacher_server_max_concurrency (`int`, *optional*, defaults to `8`):
             Requests of one process that are under way at the same time, over all servers. Each has up to eight
             completions.
@@ -46,11 +49,18 @@ class TeacherServerArguments:
             With several teachers, the weight of the loss on the rows of each, by name; 1.0 for those it leaves out.
     """
 
-    # Annotated as a list since the command-line parser takes one type per argument; one address is accepted too.
+    teacher_model_name_or_path: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "The teacher: a name on the Hub, or the path of a folder or an adapter; several in a dictionary."
+        },
+    )
+    # Annotated as a list since the command-line parser takes one type per argument; one address and a dictionary of
+    # addresses are accepted, too.
     teacher_server_url: list[str] | None = field(
         default=None, metadata={"help": "Address of a vLLM server that has the teacher, or of several replicas."}
     )
-    teacher_server_model: str | None = field(
+    teacher_server_model: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Name under which the teacher is served. None is the only one of the server."}
     )
     teacher_server_timeout: float = field(
@@ -96,6 +106,7 @@ def check_served(args: Any) -> None:
     Raises:
         ConfigError: Naming the argument.
     """
+    _check_names("teacher_model_name_or_path", args.teacher_model_name_or_path)
     for name, weight in (args.teacher_weights or {}).items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise ConfigError(f"`teacher_weights` has {weight!r} for {name!r}, which must be finite and at least 0.")
@@ -144,6 +155,13 @@ def refuse_loading(args: Any) -> None:
         )
 
 
+def _check_names(argument: str, values: Any) -> None:
+    """Refuse a dictionary for several teachers with what is no name."""
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        if value is not None and not (isinstance(value, str) and value):
+            raise ConfigError(f"`{argument}` has {value!r} for {key!r}, which must be one name as text.")
+
+
 def _refuse(args: Any, refused: Mapping[str, str | bool | None]) -> None:
     for name, reason in refused.items():
         if reason:
@@ -155,10 +173,20 @@ def _refuse(args: Any, refused: Mapping[str, str | bool | None]) -> None:
 
 
 def _check_ranges(args: Any) -> None:
-    if (name := args.teacher_server_model) is not None and not (isinstance(name, str) and name):
+    models, urls = args.teacher_server_model, args.teacher_server_url
+    if isinstance(models, Mapping):
+        _check_names("teacher_server_model", models)
+        if not isinstance(urls, Mapping) or not models.keys() <= urls.keys():
+            of = f"has addresses for {', '.join(urls)}" if isinstance(urls, Mapping) else "is for one teacher"
+            raise ConfigError(
+                f"`teacher_server_model` is a dictionary with {', '.join(map(repr, models))}, but "
+                f"`teacher_server_url` {of}. Use the names of teachers in both, or give one name under which all are "
+                "served."
+            )
+    elif models is not None and not (isinstance(models, str) and models):
         raise ConfigError(
-            f"`teacher_server_model` must be the name under which the teacher is served, got {name!r}. It holds for "
-            "all servers: where several teachers have servers of their own, leave it out, or serve all under one name."
+            f"`teacher_server_model` must be the name under which the teacher is served, or a dictionary of such "
+            f"names by teacher, got {models!r}."
         )
     timeout, most = args.teacher_server_timeout, args.teacher_server_max_concurrency
     is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)

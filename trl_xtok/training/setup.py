@@ -120,16 +120,13 @@ def check_student_loading(
         )
 
 
-def check_teacher(
-    teacher_model: Any, model: Model, args: CrossTokenizerGKDConfig, *, served: bool | None = None
-) -> Model | None:
-    """The teacher to use: the one given, else the one named in `args`; `None` for a served one without a name here.
+def check_teacher(teacher: Any, model: Model, args: CrossTokenizerGKDConfig, *, served: bool = False) -> Model | None:
+    """The teacher as it was given or named; `None` for a served one without a name here.
 
     Raises:
         ConfigError: If there is none, a loaded one comes with arguments for loading, or shares the student's weights.
     """
-    teacher = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-    if args.teacher_server_url is not None if served is None else served:
+    if served:
         if not isinstance(teacher, str | None):
             raise ConfigError(
                 f"`teacher_model` is a loaded {type(teacher).__name__}, but with `teacher_server_url="

@@ -12,12 +12,10 @@ from ..errors import ConfigError, DataError
 from . import loading, setup
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator
-from .served_teacher import ServedTeacher, connect
+from .dataset_formats import TEACHER_COLUMN
+from .served_teacher import ServedTeacher, connect, served_config
 from .server_arguments import refuse_loading
 from .teachers import LocalTeacher, Teacher, load_teacher
-
-
-COLUMN = "teacher"
 
 
 class TeacherSource(NamedTuple):
@@ -27,14 +25,18 @@ class TeacherSource(NamedTuple):
         key: What the dataset calls it; empty if it is the only one.
         model: It, or its name or path; `None` for a served one without a name here.
         tokenizer: Its tokenizer.
-        served: It, if it is behind a server.
+        urls: Where it is served; `None` if it is loaded here.
+        served: It, if a server was asked.
+        config: Its configuration.
         collator: Tokenizes prompts for the student and for it.
     """
 
     key: str
     model: loading.Model | None
     tokenizer: PreTrainedTokenizerBase
+    urls: Sequence[str] | None
     served: ServedTeacher | None
+    config: PreTrainedConfig
     collator: PromptCollator
 
     def load(self, args: CrossTokenizerGKDConfig) -> Teacher:
@@ -50,26 +52,43 @@ def read_teachers(
     teacher_processing_class: Any,
     student: tuple[loading.Model, PreTrainedTokenizerBase, PreTrainedConfig],
     args: CrossTokenizerGKDConfig,
+    *,
+    asking: bool = True,
 ) -> list[TeacherSource]:
     """Tokenizers, configurations and servers of the teacher, or of several by name.
 
     Args:
-        teacher_model: One, or a dictionary of them.
+        teacher_model: One, or a dictionary of them; `None` takes what `args` name.
         teacher_processing_class: Its tokenizer, or a dictionary of those that are not found by their teacher.
         student: The student, its tokenizer and its configuration.
         args: The training arguments.
+        asking: Whether servers are asked, which may not run yet.
 
     Raises:
         ConfigError: If names do not go together, or `args` ask for what is defined for one teacher only.
     """
-    if not isinstance(teacher_model, Mapping):
-        refuse_names(teacher_processing_class, args)
-        return [_read("", teacher_model, teacher_processing_class, args.teacher_server_url, student, args)]
-    _check_several(teacher_model, teacher_processing_class, args)
-    tokenizers, urls = teacher_processing_class or {}, args.teacher_server_url or {}
+    teachers = _one_of(teacher_model, args.teacher_model_name_or_path)
+    if not isinstance(teachers, Mapping):
+        _refuse_names(teacher_processing_class, args)
+        teachers, tokenizers, urls = {"": teachers}, {"": teacher_processing_class}, {"": args.teacher_server_url}
+    else:
+        _check_several(teachers, teacher_processing_class, args)
+        tokenizers, urls = teacher_processing_class or {}, args.teacher_server_url or {}
     return [
-        _read(key, model, tokenizers.get(key), urls.get(key), student, args) for key, model in teacher_model.items()
+        _read(key, model, tokenizers.get(key), urls.get(key), student, args, asking) for key, model in teachers.items()
     ]
+
+
+def _one_of(teacher_model: Any, named: Any) -> Any:
+    """What was given, else what is named."""
+    if teacher_model is None or named is None:
+        return named if teacher_model is None else teacher_model
+    if isinstance(teacher_model, Mapping) or isinstance(named, Mapping):
+        raise ConfigError(
+            f"`teacher_model` and `args.teacher_model_name_or_path={named!r}` both say which teachers there are. Keep "
+            "one of them."
+        )
+    return teacher_model
 
 
 def _read(
@@ -79,17 +98,20 @@ def _read(
     urls: Sequence[str] | None,
     student: tuple[loading.Model, PreTrainedTokenizerBase, PreTrainedConfig],
     args: CrossTokenizerGKDConfig,
+    asking: bool,
 ) -> TeacherSource:
     model, student_tokenizer, config = student
     teacher = setup.check_teacher(teacher_model, model, args, served=urls is not None)
     tokenizer = loading.load_teacher_tokenizer(tokenizer, teacher, args)
-    if urls is None:
-        served, teacher_config = None, loading.read_teacher_config(_named(teacher), args)
-    else:
-        served = connect(urls, teacher, tokenizer, args)
+    served = None if urls is None or not asking else connect(urls, teacher, tokenizer, args, key)
+    if served is not None:
         teacher_config = served.config
+    elif urls is not None:
+        teacher_config = served_config(teacher, tokenizer, args)
+    else:
+        teacher_config = loading.read_teacher_config(_named(teacher), args)
     collator = setup.make_collator(student_tokenizer, tokenizer, config, teacher_config, args)
-    return TeacherSource(key, teacher, tokenizer, served, collator)
+    return TeacherSource(key, teacher, tokenizer, urls, served, teacher_config, collator)
 
 
 def _named(teacher: loading.Model | None) -> loading.Model:
@@ -97,21 +119,13 @@ def _named(teacher: loading.Model | None) -> loading.Model:
     return loading.check_model(teacher, "teacher_model")
 
 
-def refuse_names(tokenizer: Any, args: CrossTokenizerGKDConfig) -> None:
-    """Refuse names of teachers where there is only one.
-
-    Args:
-        tokenizer: What was given as the teacher's tokenizer.
-        args: The training arguments.
-
-    Raises:
-        ConfigError: If something is a dictionary.
-    """
+def _refuse_names(tokenizer: Any, args: CrossTokenizerGKDConfig) -> None:
     for name, value in _by_name(tokenizer, args).items():
         if isinstance(value, Mapping):
             raise ConfigError(
                 f"`{name}` is a dictionary with {', '.join(map(repr, value))}, which is for several teachers, but "
-                "`teacher_model` is no dictionary of them. Give one, or drop the names."
+                "there is one. Name them in a dictionary, too (`teacher_model` or `teacher_model_name_or_path`), or "
+                "drop the names here."
             )
 
 
@@ -127,8 +141,14 @@ def _by_name(tokenizers: Any, args: CrossTokenizerGKDConfig) -> dict[str, Any]:
 def _check_several(teachers: Mapping[str, Any], tokenizers: Any, args: CrossTokenizerGKDConfig) -> None:
     if not teachers or not all(isinstance(key, str) and key for key in teachers):
         raise ConfigError(
-            f"`teacher_model` names the teachers {list(teachers)!r}, but each needs a name, as the dataset's "
-            f"`{COLUMN}` column has it."
+            f"The teachers are named {list(teachers)!r}, but each needs a name as text, as the dataset's "
+            f"`{TEACHER_COLUMN}` column has it."
+        )
+    if lost := [
+        key for key, model in teachers.items() if model is None and key not in (args.teacher_server_url or {})
+    ]:
+        raise ConfigError(
+            f"Of the teachers {', '.join(teachers)}, {lost[0]!r} is None. Give its model, its name or its path."
         )
     for name, value in _by_name(tokenizers, args).items():
         if value is not None and (not isinstance(value, Mapping) or not value.keys() <= teachers.keys()):
@@ -143,13 +163,12 @@ def _check_several(teachers: Mapping[str, Any], tokenizers: Any, args: CrossToke
         "advantage_baseline": args.advantage_baseline == "position",
         "seq_kd": args.seq_kd,
         "offload_teacher": args.offload_teacher,
-        "teacher_model_name_or_path": args.teacher_model_name_or_path is not None,
     }
     for name, is_refused in refused.items():
         if is_refused:
             raise ConfigError(
-                f"`{name}={getattr(args, name)!r}` is defined for one teacher, but `teacher_model` names "
-                f"{len(teachers)}: {', '.join(teachers)}. Use 'chunk_rkl' or 'chunk_jsd' and leave the rest at its "
+                f"`{name}={getattr(args, name)!r}` is defined for one teacher, but there are {len(teachers)}: "
+                f"{', '.join(teachers)}. Use 'chunk_rkl' or 'chunk_jsd' and leave the rest at its "
                 "default, or train with one teacher after the other."
             )
 
@@ -188,9 +207,9 @@ class TeachersCollator(PromptCollator):
         return self.of(example).completion(example, prompt)
 
     @property
-    def parts(self) -> list[PromptCollator]:
+    def parts(self) -> Mapping[str, PromptCollator]:
         """See [`PromptCollator`]."""
-        return [*self.collators.values()]
+        return self.collators
 
     def of(self, example: Mapping[str, Any]) -> PromptCollator:
         """What tokenizes for the teacher of a row.
@@ -201,10 +220,11 @@ class TeachersCollator(PromptCollator):
         return self.collators[self._name(example)]
 
     def _name(self, example: Mapping[str, Any]) -> str:
-        name = example.get(COLUMN)
+        name = example.get(TEACHER_COLUMN)
         if name not in self.collators:
+            found = f"has {name!r} in its" if TEACHER_COLUMN in example else f"has {', '.join(example)}, but no"
             raise DataError(
-                f"A row has {name!r} in its `{COLUMN}` column, but the teachers are {', '.join(self.collators)}. With "
+                f"A row {found} `{TEACHER_COLUMN}` column, but the teachers are {', '.join(self.collators)}. With "
                 "several teachers each row names the one that scores it."
             )
         return name

@@ -1,0 +1,88 @@
+"""Runs whose teacher's server goes away: it comes back, another one is left, or nobody is."""
+
+import logging
+from collections import Counter
+from threading import Timer
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from tests import real_tokenizers
+from tests.serving.model_server import ModelServer
+from trl_xtok.errors import ServerError
+
+
+class Leave(TrainerCallback):
+    """Closes the server after a step, and may come back."""
+
+    def __init__(self, server: ModelServer, step: int, back_after: float | None = None):
+        self._server, self._step, self._back_after = server, step, back_after
+        self.second: ModelServer | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self._step:
+            self._server.close()
+            if self._back_after is not None:
+                self._timer = Timer(self._back_after, self.come_back)
+                self._timer.start()
+
+    def come_back(self):
+        server = self._server
+        self.second = ModelServer(server._model, server._tokenizer, port=server.port)
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def run(served):
+    def train(*callbacks, resume=None, **changes):
+        torch.manual_seed(3)
+        arguments = {"peft_config": LoraConfig(r=2, lora_dropout=0.2), "callbacks": list(callbacks)}
+        trainer = served(arguments=arguments, max_steps=4, disable_dropout=False, max_new_tokens=4, **changes)
+        trainer.train(resume_from_checkpoint=resume)
+        return weights(trainer)
+
+    return train
+
+
+def test_a_run_waits_for_a_server_and_ends_as_if_nothing_had_been(run, server, caplog):
+    straight = run()
+    expected = list(server.scored)
+    server.scored.clear()
+    leave = Leave(server, step=2, back_after=0.5)
+    with caplog.at_level(logging.WARNING):
+        survived = run(leave)
+    try:
+        assert "Trying again for 240 seconds" in caplog.text
+        assert all(torch.equal(straight[name], weight) for name, weight in survived.items())
+        assert leave.second is not None
+        assert server.scored + leave.second.scored == expected, "nothing was lost or scored twice"
+    finally:
+        leave.second.close()
+
+
+def test_a_run_goes_on_with_the_replica_that_is_left(run, server, teacher, caplog):
+    straight = run()
+    expected, probe = Counter(server.scored), server.scored[0]
+    server.scored.clear()
+    with ModelServer(teacher, real_tokenizers.mistral1()) as second:
+        survived = run(Leave(server, step=2), url=[server.url, second.url])
+        assert all(torch.equal(straight[name], weight) for name, weight in survived.items())
+        # Each is asked for a score at the start.
+        assert Counter(server.scored + second.scored) == expected + Counter([probe])
+    assert "What it was asked goes to another server" in caplog.text
+
+
+def test_a_run_without_its_server_is_saved_and_can_go_on(run, server, teacher, tmp_path):
+    straight = run()
+    with pytest.raises(ServerError, match=r"was not answered within 0.3 seconds") as caught:
+        run(Leave(server, step=2), teacher_server_timeout=0.3)
+    assert "2 steps that are done are saved" in caught.value.__notes__[0]
+    assert (tmp_path / "checkpoint-2" / "trainer_state.json").exists()
+    with ModelServer(teacher, real_tokenizers.mistral1(), port=server.port):
+        resumed = run(resume=True)
+    assert all(torch.equal(straight[name], weight) for name, weight in resumed.items())
