@@ -24,7 +24,7 @@ from .trl_compat import GKDConfig
 
 
 @dataclass
-class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig):
+class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig):  # pyright: ignore[reportIncompatibleVariableOverride]
     """
     Configuration class for [`CrossTokenizerGKDTrainer`].
 
