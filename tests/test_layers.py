@@ -50,6 +50,7 @@ LAYERS = [
     "planning.live_memory",
     "planning.gpus",
     "planning.models",
+    "planning.shards",
     "planning.phases",
     "planning.run_spec",
     "planning.plan",

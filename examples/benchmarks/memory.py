@@ -94,7 +94,7 @@ def measure(case: Case, *, resident: bool) -> tuple[int, tuple[int, ...]]:
         return _status("VmHWM") - before, longest
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         longest = _train(case, tokenizers)
-    return _most_allocated(profiler), longest
+    return most_allocated(profiler), longest
 
 
 def plan(case: Case, longest: Sequence[int]) -> MemoryPlan:
@@ -163,7 +163,7 @@ def _adapter(case: Case) -> LoraConfig | None:
     return LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if case.lora else None
 
 
-def _most_allocated(profiler: profile) -> int:
+def most_allocated(profiler: profile) -> int:
     """The largest running sum of what was allocated and freed."""
     records = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = most = 0

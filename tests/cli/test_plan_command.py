@@ -54,6 +54,15 @@ def test_json_is_all_there_is(plan):
     assert found["gpus"]["T4"]["largest_batch"] > 8
 
 
+def test_a_sharded_student(plan):
+    status, out, _ = plan("--fsdp", "--num_processes", "4")
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 80
+    for words in ("gathered weights", "FSDP2: each of the 4 devices holds its share"):
+        assert words in " ".join(out.split())
+    assert "DDP" not in out
+
+
 def test_modules_of_an_adapter_are_named_as_in_training(plan):
     """PEFT takes the query and value projections by default; `all-linear` is a word of its own."""
     trained = []
@@ -78,6 +87,8 @@ def test_modules_of_an_adapter_are_named_as_in_training(plan):
         (["--optim", "magic"], "The memory of `optim='magic'` is not known"),
         (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size` must be at least 1, got 0"),
         (["--use_peft", "--lora_target_modules", "nothing"], "The adapter does not fit"),
+        (["--fsdp"], "`fsdp` shards the student over several devices, but `num_processes` is 1"),
+        (["--sync_each_batch"], "`--sync_each_batch` has no effect without `--fsdp`"),
     ],
 )
 def test_what_is_wrong_is_said(plan, flags, message):

@@ -59,7 +59,9 @@ def _add_run(parser: Any) -> None:
     add_count("--generation_batch_size", None, "completions sampled together; None is the micro-batch")
     add_count("--prompt_length", 512, "longest prompt, in student tokens")
     add_count("--max_new_tokens", 128, "longest completion, in student tokens")
-    add_count("--num_processes", 1, "GPUs; each holds a copy of everything")
+    add_count("--num_processes", 1, "GPUs; without --fsdp each holds a copy of everything")
+    group.add_argument("--fsdp", action="store_true", help="student sharded over the GPUs (FSDP2)")
+    group.add_argument("--sync_each_batch", action="store_true", help="with --fsdp: as in accelerator_config")
     add_count("--block_size", None, "tokens whose logits exist at a time")
     group.add_argument("--teacher_ratio", type=float, default=1.0, help="teacher tokens per student token; see audit")
     group.add_argument("--objective", choices=_OBJECTIVES, default="auto", help="what is minimised")
@@ -80,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "A quantized student cannot be trained by itself. Add `--use_peft`, or drop the quantization."
         )
+
+    if args.sync_each_batch and not args.fsdp:
+        raise ConfigError("`--sync_each_batch` has no effect without `--fsdp`. Set that, or leave it out.")
 
     # It warns of kernels that a plan does not need.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -132,7 +137,8 @@ def _run_spec(args: argparse.Namespace) -> Any:
         task_type="CAUSAL_LM",
     )
     shared = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "prompt_length")
-    shared += ("max_new_tokens", "num_processes", "block_size", "teacher_ratio", "objective", "optim")
+    shared += ("max_new_tokens", "num_processes", "fsdp", "sync_each_batch", "block_size", "teacher_ratio")
+    shared += ("objective", "optim")
     return RunSpec(
         student=quantized(
             ModelSpec(student, dtype, adapter=adapter if args.use_peft else None),

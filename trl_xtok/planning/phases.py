@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from ..errors import ModelError
 from .live_memory import LiveMemory
 from .models import ModelSpec, build, causal_lm, place, weight_bytes
+from .shards import Shards, cast_as_gathered
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class Peak:
 
     Attributes:
         total: Bytes.
-        parts: Bytes of `KV cache`, `rollout logits`, `gradients` and `loss blocks` among them; the rest are
-            activations.
+        parts: Bytes of `KV cache`, `rollout logits`, `gradients`, `gathered weights` and `loss blocks` among them; the
+            rest are activations.
     """
 
     total: int
@@ -63,26 +64,35 @@ class WeightlessModel:
         spec: The model.
         autocast: Dtype of autocast around its forward, if there is one.
         trains: Whether it, or its adapter, is trained.
+        shards: Devices that share it out with FSDP2; 1 for a whole one.
 
     Attributes:
-        frozen: Bytes of weights that are not trained.
-        trained: Bytes of weights that are.
-        parameters: Number of weights that are.
+        frozen: Bytes of weights that are not trained, as one device holds them.
+        trained: Bytes of weights that are, and of their gradients.
+        parameters: Number of weights that are, and that one device updates.
+        stays_gathered: Bytes of weights that are still gathered after a forward.
 
     Raises:
         ModelError: If it cannot be built.
     """
 
-    def __init__(self, spec: ModelSpec, autocast: torch.dtype | None = None, *, trains: bool = True):
+    def __init__(self, spec: ModelSpec, autocast: torch.dtype | None = None, *, trains: bool = True, shards: int = 1):
         self._autocast = autocast
         self._fake, self._memory = FakeTensorMode(), LiveMemory()
         self._model = build(spec) if trains else build(spec).requires_grad_(False)
         self._lm = causal_lm(self._model)
         self._generated: dict[Walk, Peak] = {}
+        kept = cast_as_gathered(self._model, autocast) if shards > 1 else {}
         with self._fake, self._memory:
             place(self._model)
         self.frozen, self.trained = weight_bytes(self._model)
         self.parameters = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
+        self.stays_gathered = 0
+        self._shards: Shards | None = None
+        if shards > 1:
+            self._shards = Shards(self._model, self._lm, kept, shards, self._memory)
+            self.frozen, self.trained = self._shards.frozen, self._shards.trained
+            self.parameters, self.stays_gathered = self._shards.parameters, self._shards.stays_gathered
 
     def generate(self, walk: Walk) -> Peak:
         """Sample completions with a KV cache, as `generate` does."""
@@ -104,7 +114,10 @@ class WeightlessModel:
             self._next(ids[:, -1:], mask, cache)
             if memory.peak > first_peak:
                 cached = _cached_bytes(cache)
-        self._generated[walk] = Peak(memory.peak - base, memory.parts_at_peak | {"KV cache": cached})
+        others = sum(memory.parts_at_peak.values())
+        # At the peak there may be less of it than there is in the end.
+        parts = memory.parts_at_peak | {"KV cache": min(cached, memory.peak - base - others)}
+        self._generated[walk] = Peak(memory.peak - base, parts)
         return self._generated[walk]
 
     def score(self, walk: Walk) -> Peak:
@@ -117,28 +130,47 @@ class WeightlessModel:
             _hold(self._memory, "loss blocks", walk.block_bytes, states)
             return Peak(self._memory.peak - base, dict(self._memory.parts_at_peak))
 
-    def train(self, walk: Walk, *, checkpointing: Mapping[str, Any] | None, passes: int = 1) -> Peak:
+    def train(
+        self,
+        walk: Walk,
+        *,
+        checkpointing: Mapping[str, Any] | None,
+        passes: int = 1,
+        sync_each_batch: bool = False,
+    ) -> Peak:
         """Forward and backward.
 
         Args:
             walk: The micro-batch.
             checkpointing: Arguments of gradient checkpointing; `None` for none.
             passes: Micro-batches of an optimizer step; gradients of earlier ones are there while later ones are made.
+            sync_each_batch: Whether gradients of a sharded model are reduced to shards after every micro-batch, not
+                only after the last.
         """
         self._prepare(checkpointing)
-        with self._walking("train"), _counted_gradients(self._model, self._memory):
+        passes = min(passes, 2)
+        with self._walking("train"), self._counted_gradients():
             base = self._memory.live
             self._memory.start()
-            for _ in range(min(passes, 2)):
+            for number in range(passes):
+                if self._shards is not None:
+                    self._shards.begin(reduces=sync_each_batch or number == passes - 1)
                 waiting: list[Tensor] = []
                 with self._precision():
                     states = self._states(walk)
                     head = cast(Any, self._lm.get_output_embeddings()).weight
                     is_tied = head is self._lm.get_input_embeddings().weight
+                    if self._shards is not None:
+                        self._shards.begin_loss()
                     loss = _BlockLoss.apply(states, head, self._memory, walk, waiting if is_tied else None).sum()
                 del states
+                if self._shards is not None:
+                    self._shards.begin_backward()
                 loss.backward()
                 del loss
+                if self._shards is not None:
+                    waiting.clear()
+                    self._shards.end()
             peak = Peak(self._memory.peak - base, dict(self._memory.parts_at_peak))
             self._model.zero_grad()
         return peak
@@ -169,6 +201,10 @@ class WeightlessModel:
         places = torch.zeros(walk.rows * walk.completion, dtype=torch.long)
         return out.last_hidden_state.flatten(0, 1).index_select(0, places)
 
+    def _counted_gradients(self) -> Any:
+        """Of those of a sharded model its shards keep count."""
+        return _counted_gradients(self._model, self._memory) if self._shards is None else nullcontext()
+
     def _precision(self) -> Any:
         return nullcontext() if self._autocast is None else torch.autocast("cpu", dtype=self._autocast)
 
@@ -176,7 +212,7 @@ class WeightlessModel:
     def _walking(self, phase: str) -> Iterator[None]:
         self._memory.parts = {}
         try:
-            with self._fake, self._memory:
+            with self._fake, self._memory, nullcontext() if self._shards is None else self._shards.gathering():
                 yield
         except RuntimeError as error:
             raise ModelError(

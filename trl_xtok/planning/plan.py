@@ -25,6 +25,7 @@ ITEMS = (
     "teacher weights",
     "optimizer state",
     "gradients",
+    "gathered weights",
     "activations",
     "loss blocks",
     "KV cache",
@@ -46,6 +47,7 @@ class MemoryPlan:
         largest_batch: Name of a card -> the largest `per_device_train_batch_size` that fits; 0 if not even 1 does.
         batch_size: The one that `phases` is about.
         num_processes: Devices that need this each.
+        fsdp: Whether they share the student out.
         notes: What the figures hold for.
     """
 
@@ -54,6 +56,7 @@ class MemoryPlan:
     largest_batch: Mapping[str, int]
     batch_size: int
     num_processes: int
+    fsdp: bool
     notes: tuple[str, ...]
 
     @property
@@ -80,6 +83,7 @@ class MemoryPlan:
         return {
             "batch_size": self.batch_size,
             "num_processes": self.num_processes,
+            "fsdp": self.fsdp,
             "peak_bytes": self.peak,
             "peak_phase": self.peak_phase,
             "phases": {phase: dict(items) for phase, items in self.phases.items()},
@@ -107,7 +111,7 @@ def plan_memory(run: RunSpec, gpus: Sequence[GPU] = tuple(GPUS.values())) -> Mem
     Raises:
         ModelError: If a model cannot be walked through, as those whose layers choose experts by values.
     """
-    student = WeightlessModel(run.student, run.autocast)
+    student = WeightlessModel(run.student, run.autocast, shards=run.shards)
     teacher = None if run.teacher is None else WeightlessModel(run.teacher, trains=False)
     support: dict[int, dict[str, dict[str, int]]] = {}
     for size in {run.per_device_train_batch_size, *(_SUPPORT if gpus else ())}:
@@ -119,6 +123,7 @@ def plan_memory(run: RunSpec, gpus: Sequence[GPU] = tuple(GPUS.values())) -> Mem
         largest_batch={gpu.name: _largest_batch(needs, gpu) for gpu in gpus},
         batch_size=run.per_device_train_batch_size,
         num_processes=run.num_processes,
+        fsdp=run.fsdp,
         notes=tuple(_notes(run)),
     )
 
@@ -144,13 +149,20 @@ def _phases(run: RunSpec, student: WeightlessModel, teacher: WeightlessModel | N
     rows = run.per_device_train_batch_size
     walk = Walk(rows, run.prompt_length, run.max_new_tokens, _block_bytes(run, run.student.config))
     rollouts = student.generate(replace(walk, rows=run.generation_batch_size or rows)) if run.samples else None
-    trained = student.train(walk, checkpointing=run.gradient_checkpointing, passes=run.gradient_accumulation_steps)
+    trained = student.train(
+        walk,
+        checkpointing=run.gradient_checkpointing,
+        passes=run.gradient_accumulation_steps,
+        sync_each_batch=run.sync_each_batch,
+    )
     always = {
         "student weights": student.frozen,
         "trained weights": student.trained,
         "optimizer state": int(student.parameters * run.state_per_parameter),
-        "DDP buckets": student.trained if run.num_processes > 1 else 0,
+        "DDP buckets": student.trained if run.num_processes > 1 and not run.fsdp else 0,
     }
+    # What a rollout leaves gathered, up to the end of the next backward.
+    gathered = {"gathered weights": student.stays_gathered if run.samples else 0}
     weights, states, scored = 0, dict[str, int](), dict[str, int]()
     if teacher is not None and run.teacher is not None:
         weights, states, scored = _scoring(run, teacher, run.teacher.config)
@@ -158,7 +170,7 @@ def _phases(run: RunSpec, student: WeightlessModel, teacher: WeightlessModel | N
     updated = student.trained * (2 if run.copies_in_step else 1)
     phases = {
         "rollout": always | waiting | ({} if rollouts is None else _items(rollouts)),
-        "teacher": always | {"teacher weights": weights} | states | scored,
+        "teacher": always | {"teacher weights": weights} | gathered | states | scored,
         "student": always | waiting | states | _items(trained),
         "optimizer": always | waiting | {"gradients": updated},
     }
@@ -208,8 +220,27 @@ def _state_bytes(run: RunSpec, walk: Walk) -> int:
     return chunks * run.teacher.config.get_text_config().hidden_size * run.teacher.dtype.itemsize
 
 
+def _notes_on_shards(run: RunSpec) -> Iterator[str]:
+    whole = "" if run.teacher is None else ", and all of the teacher"
+    yield (
+        f"FSDP2: each of the {run.num_processes} devices holds its share of the student's weights, gradients and "
+        f"optimizer state{whole}. `gathered weights` are the layers that are whole at the time."
+    )
+    if run.student.bits is not None:
+        yield "Weights in 4 bits are not sharded: each device holds all of them."
+    if run.gradient_accumulation_steps > 1 and not run.sync_each_batch:
+        yield (
+            "Between the micro-batches of a step each device holds all gradients; with "
+            "`accelerator_config={'gradient_accumulation_kwargs': {'sync_each_batch': True}}` it holds its share."
+        )
+    if run.samples:
+        yield "Sampling with `generate` gathers every layer anew for each token, which is slow; see `use_vllm`."
+
+
 def _notes(run: RunSpec) -> Iterator[str]:
-    if run.num_processes > 1:
+    if run.fsdp:
+        yield from _notes_on_shards(run)
+    elif run.num_processes > 1:
         yield (
             f"DDP: each of the {run.num_processes} devices holds both models and all of this; more devices make a "
             "step larger, not a model's share smaller."

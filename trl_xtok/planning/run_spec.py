@@ -28,6 +28,8 @@ OPTIMIZER_STATE = {
 }
 # They make a copy of everything that they update; the fused and 8-bit ones work in place.
 _COPYING = ("adamw_torch", "rmsprop", "adagrad")
+# Their kernels take no sharded parameters.
+_OF_BITSANDBYTES = ("bnb", "8bit", "paged", "lion")
 _COMPARING = ("exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd")
 
 
@@ -51,7 +53,10 @@ class RunSpec:
         optim: The optimizer.
         offload_teacher: Whether the teacher is away while it does not score.
         samples: Whether the student samples here; else a server does.
-        num_processes: Devices, each with a copy of everything (DDP).
+        num_processes: Devices, each with a copy of everything (DDP) unless `fsdp` is set.
+        fsdp: Whether the student is sharded over the devices (FSDP2).
+        sync_each_batch: Whether a sharded student's gradients are reduced after every micro-batch (one of the
+            `gradient_accumulation_kwargs` of `accelerator_config`); else every device holds all of them in between.
         on_gpu: Whether CUDA takes memory of its own.
     """
 
@@ -71,6 +76,8 @@ class RunSpec:
     offload_teacher: bool = False
     samples: bool = True
     num_processes: int = 1
+    fsdp: bool = False
+    sync_each_batch: bool = False
     on_gpu: bool = True
 
     def __post_init__(self):
@@ -84,6 +91,24 @@ class RunSpec:
             raise ConfigError(
                 f"The memory of `optim={self.optim!r}` is not known here. Known are {', '.join(OPTIMIZER_STATE)}."
             )
+        if self.fsdp:
+            self._check_fsdp()
+
+    def _check_fsdp(self) -> None:
+        if self.num_processes == 1:
+            raise ConfigError(
+                "`fsdp` shards the student over several devices, but `num_processes` is 1. Set it to the number of "
+                "GPUs, or leave `fsdp` out."
+            )
+        if self.student.bits == 8:
+            raise ConfigError(
+                "With `fsdp` the memory of a student in 8 bits is not known here. Load it in 4 bits, or not quantized."
+            )
+        if any(part in self.optim for part in _OF_BITSANDBYTES):
+            raise ConfigError(
+                f"`optim={self.optim!r}` is one of bitsandbytes, whose optimizers do not update sharded parameters. "
+                "With `fsdp`, set `optim='adamw_torch_fused'`: its state is sharded."
+            )
 
     @property
     def compares(self) -> bool:
@@ -94,6 +119,11 @@ class RunSpec:
     def state_per_parameter(self) -> float:
         """Bytes of optimizer state for each trained parameter."""
         return OPTIMIZER_STATE[self.optim]
+
+    @property
+    def shards(self) -> int:
+        """Devices that share the student out."""
+        return self.num_processes if self.fsdp else 1
 
     @property
     def copies_in_step(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from peft import PeftConfig
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
@@ -69,6 +70,8 @@ def plan_for_training(
         offload_teacher=args.offload_teacher,
         samples=not args.use_vllm,
         num_processes=args.world_size,
+        fsdp=args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"),
+        sync_each_batch=(args.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch", False),
         on_gpu=not args.use_cpu,
     )
     return plan_memory(run, gpus)
