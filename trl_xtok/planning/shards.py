@@ -159,7 +159,7 @@ class Shards:
                 yield self._group(module, sharded, stays=False)
         # Beside an adapter Accelerate does not find the last norm.
         norms = [each for each in lm.base_model.children() if "Norm" in type(each).__name__ and not has_adapter][-1:]
-        embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()
+        embedding, head = (cast(Any, each) for each in (lm.get_input_embeddings(), lm.get_output_embeddings()))
         if embedding.weight is head.weight:
             yield self._group(embedding, sharded, *norms, stays=True)
         else:
