@@ -28,6 +28,8 @@ class Assumptions:
     fp8_mfu: float = _assumed(0.35, "share of `fp8_flops` that reading prompts reaches")
     decode_share: float = _assumed(0.5, "share of `bandwidth` that decoding reaches")
     copy_rate: float = _assumed(10e9, "bytes per second of new weights into an engine, colocated or over NCCL")
+    nvlink: float = _assumed(450e9, "bytes per second into a GPU from the others of its machine (data sheet)")
+    fabric: float = _assumed(50e9, "the same from other machines: a card of 400 Gbit/s for each GPU")
     teacher_ratio: float = _assumed(1.0, "teacher tokens for each student token; `trl-xtok audit` says it")
     teacher_utilization: float = _assumed(0.85, "share of its memory that an engine takes, for the teacher")
     rollout_utilization: float = _assumed(0.9, "the same for an engine that only samples")

@@ -22,6 +22,7 @@ ITEMS = (
     "optimizer state",
     "gradients",
     "DDP buckets",
+    "gathered weights",
     "activations and loss blocks",
     "overhead",
 )
@@ -52,16 +53,19 @@ class Training:
 
 
 LORA = Training("LoRA, bfloat16", lora=True)
+FULL = Training("full, float32, AdamW", dtype=torch.float32)
 TRAININGS = (
     LORA,
     Training("QLoRA, NF4", lora=True, bits=4),
-    Training("full, float32, AdamW", dtype=torch.float32),
+    FULL,
     Training("full, bfloat16, 8-bit AdamW", optim="adamw_bnb_8bit"),
 )
 
 
-def student_memory(shape: Shape, training: Training, *, rows: int, prompt: int, completion: int) -> dict[str, float]:
-    """Bytes of each of `ITEMS` at the peak of training with DDP, gradient checkpointing and bfloat16 autocast.
+def student_memory(
+    shape: Shape, training: Training, *, rows: int, prompt: int, completion: int, shards: int = 1
+) -> dict[str, float]:
+    """Bytes of each of `ITEMS` at the peak of training with gradient checkpointing and bfloat16 autocast.
 
     Rollouts and teacher are elsewhere.
 
@@ -71,32 +75,50 @@ def student_memory(shape: Shape, training: Training, *, rows: int, prompt: int, 
         rows: Completions of a micro-batch.
         prompt: Tokens of a prompt.
         completion: Tokens of a completion.
+        shards: GPUs that share the student out (FSDP2, gradients reduced in every micro-batch); 1 is for DDP.
     """
     walk = Walk(rows, prompt, completion, _block_bytes(shape))
-    if training.lora:
+    if training.lora and shards == 1:
         # With an adapter every layer adds the same, which saves most of the time. Without one the peak is at the head
         # of a flat model and inside the layers of a deep one.
         few, more = (_counted(replace(shape, num_hidden_layers=layers), training, walk) for layers in (1, 2))
         further = shape.num_hidden_layers - 2
         items = {name: more[name] + further * (more[name] - few[name]) for name in more}
     else:
-        items = _counted(shape, training, walk)
+        items = _counted(shape, training, walk, shards)
+    return _with_overhead(items)
+
+
+def with_more_shards(items: dict[str, float], times: float) -> dict[str, float]:
+    """What `student_memory` says of a sharded student, for so many times as many GPUs.
+
+    What is gathered and reduced is the same on any number of them.
+    """
+    shares = ("frozen weights", "trained weights", "optimizer state")
+    fewer = {name: items[name] / times for name in shares}
+    fewer["gradients"] = items["gradients"] - items["trained weights"] + fewer["trained weights"]
+    return _with_overhead({name: size for name, size in (items | fewer).items() if name != "overhead"})
+
+
+def _with_overhead(items: dict[str, float]) -> dict[str, float]:
     return items | {"overhead": CONTEXT_BYTES + ALLOCATOR_LOSS * sum(items.values())}
 
 
-def _counted(shape: Shape, training: Training, walk: Walk) -> dict[str, float]:
+def _counted(shape: Shape, training: Training, walk: Walk, shards: int = 1) -> dict[str, float]:
     adapter = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if training.lora else None
     spec = ModelSpec(_config(shape), training.dtype, training.bits, torch.bfloat16, adapter=adapter)
-    student = WeightlessModel(spec, torch.bfloat16)
+    student = WeightlessModel(spec, torch.bfloat16, shards=shards)
     # In the second of two micro-batches the gradients of the first are there.
-    peak = student.train(walk, checkpointing={}, passes=2)
+    peak = student.train(walk, checkpointing={}, passes=2, sync_each_batch=True)
+    gradients = student.trained if shards == 1 else peak.parts["gradients"]
     return {
         "frozen weights": student.frozen,
         "trained weights": student.trained,
         "optimizer state": student.parameters * OPTIMIZER_STATE[training.optim],
-        "gradients": student.trained,
-        "DDP buckets": student.trained,
-        "activations and loss blocks": peak.total - peak.parts.get("gradients", 0),
+        "gradients": gradients,
+        "DDP buckets": student.trained if shards == 1 else 0,
+        "gathered weights": peak.parts.get("gathered weights", 0),
+        "activations and loss blocks": peak.activations + peak.parts.get("loss blocks", 0),
     }
 
 

@@ -18,8 +18,10 @@ from trl_xtok.errors import XTokError
 from trl_xtok.planning.gpus import GIB
 
 from .layout_models import MODELS, Shape, find_model
+from .layout_shards import moved_table, sharded_table
 from .layout_steps import GPU_BYTES, LAYOUTS, Assumptions, Plan, step_time
 from .layout_students import ITEMS, LORA, TRAININGS, student_memory
+from .layout_units import gib, seconds_text, size_text
 from .report import markdown_table
 
 
@@ -40,8 +42,8 @@ def models_table(plan: Plan) -> str:
                 *(
                     shape.name,
                     f"{shape.parameters / 1e9:.2f} B",
-                    _gib(shape.weight_bytes()),
-                    _gib(shape.weight_bytes(1)),
+                    gib(shape.weight_bytes()),
+                    gib(shape.weight_bytes(1)),
                 ),
                 *(f"{shape.kv_bytes() / 1024:.0f} KiB", f"{flops:.0f}", f"{3 * flops:.0f}", f"{4 * flops:.0f}"),
             )
@@ -58,7 +60,7 @@ def students_table(plan: Plan) -> str:
             least = shape.parameters * training.bytes_per_weight
             if not training.lora and least > GPU_BYTES:
                 # It is not walked through to see how much more it is.
-                rows.append((name, training.label, *["-"] * 5, f"over {_gib(least)}", "-"))
+                rows.append((name, training.label, *["-"] * 5, f"over {gib(least)}", "-"))
                 continue
             items = student_memory(shape, training, rows=2, prompt=plan.prompt, completion=plan.completion)
             parts = (
@@ -71,8 +73,8 @@ def students_table(plan: Plan) -> str:
             left = GPU_BYTES - sum(parts)
             beside = left - shape.weight_bytes() - plan.assumed.engine_overhead
             # New weights for an engine cannot be read from quantized ones.
-            room = "-" if left < 0 else "`generate`" if training.bits else "none" if beside < 0 else _gib(beside)
-            rows.append((name, training.label, *map(_gib, parts), _gib(sum(parts)), room))
+            room = "-" if left < 0 else "`generate`" if training.bits else "none" if beside < 0 else gib(beside)
+            rows.append((name, training.label, *map(gib, parts), gib(sum(parts)), room))
     header = ("weights", "optimizer", "gradients, twice", "activations", "overhead", "together", "left for KV cache")
     return markdown_table(("student", "trained", *header), rows)
 
@@ -98,11 +100,11 @@ def memory_table(plan: Plan) -> str:
         "student": items,
         "rollouts": engine(student, assumed.rollout_utilization),
     }
-    names = [*ITEMS, *engine(student, 1.0), *scored]
-    rows = [(name, *(_gib(role.get(name, 0)) for role in roles.values())) for name in names]
+    names = [name for name in ITEMS if items[name]] + [*engine(student, 1.0), *scored]
+    rows = [(name, *(gib(role.get(name, 0)) for role in roles.values())) for name in names]
     totals = [sum(role.values()) for role in roles.values()]
-    rows.append(("together", *map(_gib, totals)))
-    rows.append((f"left of {GPU_BYTES / GIB:.1f}", *(_gib(GPU_BYTES - total) for total in totals)))
+    rows.append(("together", *map(gib, totals)))
+    rows.append((f"left of {GPU_BYTES / GIB:.1f}", *(gib(GPU_BYTES - total) for total in totals)))
     return markdown_table(("GiB per GPU", *roles), rows)
 
 
@@ -137,7 +139,13 @@ def traffic_table(plan: Plan, batch: int) -> str:
         (f"all {vocab:,} logits of {plan.teacher.name}, bfloat16", 2 * vocab, scored),
     )
     rows = [
-        (what, f"{size:,}", _bytes(size * count), _seconds(size * count / 1.25e9), _seconds(size * count / 50e9))
+        (
+            what,
+            f"{size:,}",
+            size_text(size * count),
+            seconds_text(size * count / 1.25e9),
+            seconds_text(size * count / 50e9),
+        )
         for what, size, count in sent
     ]
     return markdown_table(("sent", "bytes per token", "in a step", "s at 10 Gbit/s", "s at 400 Gbit/s"), rows)
@@ -157,8 +165,13 @@ def steps_table(plan: Plan, batch: int) -> str:
                     f"{layout.servers} x TP {layout.tensor_parallel}, {'fp8' if layout.is_fp8 else 'bf16'}",
                 ),
                 *(str(layout.student), str(layout.rollouts or "on the student's")),
-                *(_seconds(step.rollouts), _seconds(step.weights), _seconds(step.scoring), _seconds(step.training)),
-                *(_seconds(step.seconds), f"{batch * plan.completion / step.seconds:,.0f}"),
+                *(
+                    seconds_text(step.rollouts),
+                    seconds_text(step.weights),
+                    seconds_text(step.scoring),
+                    seconds_text(step.training),
+                ),
+                *(seconds_text(step.seconds), f"{batch * plan.completion / step.seconds:,.0f}"),
                 f"{busy / layout.gpus / step.seconds:.0%}",
             )
         )
@@ -175,6 +188,10 @@ def tables(plan: Plan, names: Sequence[str], batches: Sequence[int]) -> dict[str
                 made["Models"] = models_table(plan)
             case "students":
                 made["Students on one GPU"] = students_table(plan)
+            case "sharded":
+                made["Sharded students"] = sharded_table(plan)
+            case "moved":
+                made[f"What sharding moves in a step of {batches[0]:,} completions"] = moved_table(plan, batches[0])
             case "memory":
                 made["Memory of each role"] = memory_table(plan)
             case "traffic":
@@ -186,28 +203,9 @@ def tables(plan: Plan, names: Sequence[str], batches: Sequence[int]) -> dict[str
     return made
 
 
-def _gib(size: float) -> str:
-    if not size:
-        return "-"
-    return f"{size / GIB:.1f}" if abs(size) >= GIB / 2 else f"{size / GIB:.2f}"
-
-
-def _bytes(size: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:,.1f} {unit}"
-    return f"{size / 1e3:.1f} kB"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 0.01:
-        return "under 0.01"
-    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:#.2g}".rstrip(".")
-
-
 def main() -> None:
     """Read the arguments and print the tables."""
-    every = ("models", "students", "memory", "traffic", "steps", "assumed")
+    every = ("models", "students", "sharded", "moved", "memory", "traffic", "steps", "assumed")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="Llama-3.1-8B", help="its name here, or its config.json")
     parser.add_argument("--teacher", default="Qwen2.5-72B", help="its name here, or its config.json")

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from examples.benchmarks import layouts
 from examples.benchmarks.layout_models import MODELS, Shape, find_model
 from examples.benchmarks.layout_steps import LAYOUTS, Assumptions, Layout, Plan, step_time
-from examples.benchmarks.layout_students import LORA, student_memory
+from examples.benchmarks.layout_students import FULL, LORA, student_memory, with_more_shards
 from trl_xtok.errors import ModelError
 from trl_xtok.planning.models import ModelSpec
 from trl_xtok.planning.plan import plan_memory
@@ -80,6 +80,16 @@ def test_the_memory_of_a_student_is_that_of_the_plan():
     assert counted["activations and loss blocks"] == planned["activations"] + planned["loss blocks"]
 
 
+@pytest.mark.parametrize("training", [LORA, FULL], ids=lambda training: training.label)
+def test_the_memory_of_a_sharded_student_is_that_of_more_gpus(training):
+    shape = Shape("small", 512, 64, 128, 3, 4, num_key_value_heads=2, head_dim=16)
+    few, many = (student_memory(shape, training, rows=2, prompt=64, completion=96, shards=n) for n in (4, 16))
+    # Buffers are not shared out.
+    assert with_more_shards(few, 4) == pytest.approx(many, rel=0.02, abs=100)
+    assert with_more_shards(few, 1) == pytest.approx(few)
+    assert many["trained weights"] < few["trained weights"] / 3
+
+
 def test_twice_the_gpus_halve_what_can_be_shared_out():
     few, many = LAYOUTS[0], Layout(is_fp8=False, tensor_parallel=4, servers=2, student=8)
     slow, fast = step_time(PLAN, few, 256), step_time(PLAN, many, 256)
@@ -94,14 +104,15 @@ def test_layouts_are_of_8_to_64_gpus():
     assert {layout.gpus for layout in LAYOUTS} == {8, 16, 32, 64}
 
 
-@pytest.mark.parametrize("name", ["models", "memory", "traffic", "steps", "assumed"])
+@pytest.mark.parametrize("name", ["models", "moved", "memory", "traffic", "steps", "assumed"])
 def test_a_table_of_the_page_is_the_one_that_is_printed(name):
     assert all(table in PAGES for table in layouts.tables(PLAN, [name], BATCHES).values())
 
 
 @pytest.mark.slow
-def test_the_table_of_students_is_the_one_that_is_printed():
-    (table,) = layouts.tables(PLAN, ["students"], BATCHES).values()
+@pytest.mark.parametrize("name", ["students", "sharded"])
+def test_the_table_of_students_is_the_one_that_is_printed(name):
+    (table,) = layouts.tables(PLAN, [name], BATCHES).values()
     assert table in PAGES
 
 

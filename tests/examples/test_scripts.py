@@ -108,6 +108,7 @@ def test_a_recipe_is_read(name, monkeypatch):
 @pytest.mark.parametrize(("name", "processes", "machines"), [
     ("two_gpus", 2, 1),
     ("eight_gpus", 8, 1),
+    ("fsdp2_eight_gpus", 8, 1),
     ("two_machines", 16, 2),
 ])  # fmt: skip
 def test_the_configuration_of_accelerate_is_known_to_it(name, processes, machines):

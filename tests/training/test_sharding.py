@@ -66,6 +66,7 @@ class TestLaunch:
         [
             ({"fsdp": True, "fsdp_config": {"version": 1}}, "launched with FSDP of version 1"),
             ({"fsdp": True, "fsdp_config": {"xla": True}}, "launched with FSDP on XLA"),
+            ({"fsdp": True, "optim": "adamw_bnb_8bit"}, "is one of bitsandbytes"),
             ({"fsdp_config": {"version": 2}}, "has no effect without `fsdp`"),
             ({"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, "saves no model at the end"),
             (

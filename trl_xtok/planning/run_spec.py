@@ -29,7 +29,7 @@ OPTIMIZER_STATE = {
 # They make a copy of everything that they update; the fused and 8-bit ones work in place.
 _COPYING = ("adamw_torch", "rmsprop", "adagrad")
 # Their kernels take no sharded parameters.
-_OF_BITSANDBYTES = ("bnb", "8bit", "paged", "lion")
+OF_BITSANDBYTES = ("bnb", "8bit", "paged", "lion")
 _COMPARING = ("exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd")
 
 
@@ -104,7 +104,7 @@ class RunSpec:
             raise ConfigError(
                 "With `fsdp` the memory of a student in 8 bits is not known here. Load it in 4 bits, or not quantized."
             )
-        if any(part in self.optim for part in _OF_BITSANDBYTES):
+        if any(part in self.optim for part in OF_BITSANDBYTES):
             raise ConfigError(
                 f"`optim={self.optim!r}` is one of bitsandbytes, whose optimizers do not update sharded parameters. "
                 "With `fsdp`, set `optim='adamw_torch_fused'`: its state is sharded."

@@ -6,6 +6,7 @@ from typing import NoReturn
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 from ..errors import ConfigError
+from ..planning.run_spec import OF_BITSANDBYTES
 from .config import CrossTokenizerGKDConfig
 
 
@@ -60,6 +61,11 @@ def _check_fsdp(args: CrossTokenizerGKDConfig) -> None:
             f"The run is launched with FSDP and the state dict type {saved!r}, with which Transformers saves no model "
             "at the end. Set `fsdp_config={'state_dict_type': 'FULL_STATE_DICT'}`, or `fsdp_state_dict_type` of the "
             "launcher."
+        )
+    if any(part in args.optim for part in OF_BITSANDBYTES):
+        raise ConfigError(
+            f"The run is launched with FSDP, and `optim={args.optim!r}` is one of bitsandbytes, whose optimizers do not "
+            "update sharded parameters. Set `optim='adamw_torch_fused'`: its state is sharded."
         )
     if args.reloads_weights:
         raise ConfigError(

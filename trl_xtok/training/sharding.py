@@ -5,6 +5,7 @@ Whatever reads its weights does so in its forward, on all ranks together.
 
 from dataclasses import replace
 
+import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
@@ -24,13 +25,18 @@ def prepare_forward(model: PreTrainedModel | PeftModel, accelerator: Accelerator
         sharded: Whether it will.
 
     Raises:
-        ModelError: If its log-probs cannot be computed in blocks, or it is sharded already.
+        ModelError: If its log-probs cannot be computed in blocks, or it cannot be sharded here.
     """
     student = causal_lm(model)
     if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
         raise ModelError(
             f"The student ({type(student).__name__}) was sharded as it was loaded (`distributed_config`, `tp_plan`), "
             "and is not gathered here. Load it whole, and set `fsdp=True` to have the trainer shard it."
+        )
+    if sharded and any(parameter.dtype == torch.int8 for parameter in student.parameters()):
+        raise ModelError(
+            f"The student ({type(student).__name__}) is in 8 bits, which was never tried with FSDP. Load it in 4 bits, "
+            "or without quantization."
         )
     check_head(student, "student")
     if sharded:
