@@ -64,8 +64,8 @@ def _check_fsdp(args: CrossTokenizerGKDConfig) -> None:
         )
     if any(part in args.optim for part in OF_BITSANDBYTES):
         raise ConfigError(
-            f"The run is launched with FSDP, and `optim={args.optim!r}` is one of bitsandbytes, whose optimizers do not "
-            "update sharded parameters. Set `optim='adamw_torch_fused'`: its state is sharded."
+            f"The run is launched with FSDP, and `optim={args.optim!r}` is one of bitsandbytes, whose optimizers do "
+            "not update sharded parameters. Set `optim='adamw_torch_fused'`: its state is sharded."
         )
     if args.reloads_weights:
         raise ConfigError(

@@ -35,8 +35,8 @@ def prepare_forward(model: PreTrainedModel | PeftModel, accelerator: Accelerator
         )
     if sharded and any(parameter.dtype == torch.int8 for parameter in student.parameters()):
         raise ModelError(
-            f"The student ({type(student).__name__}) is in 8 bits, which was never tried with FSDP. Load it in 4 bits, "
-            "or without quantization."
+            f"The student ({type(student).__name__}) is in 8 bits, which was never tried with FSDP. Load it in 4 "
+            "bits, or without quantization."
         )
     check_head(student, "student")
     if sharded:
