@@ -116,6 +116,7 @@ class TestRefusals:
             (["--use_fsdp", "--fsdp_version", "1"], "The run is launched with FSDP of version 1"),
             (["--accelerate_config", "fsdp1"], "The run is launched with FSDP of version 1"),
             (["--fsdp", "--dry_run"], "has 1 process(es) on cpu"),
+            (["--accelerate_config", "zero3", "--dry_run"], "The run is launched with DeepSpeed ZeRO stage 3"),
             (["--output_dir", __file__], "is a file. Give the path of a folder"),
             (["--use_peft", "--lora_r", "0", "--dry_run"], "The adapter does not fit LlamaForCausalLM"),
             (["--multi_gpu", "--num_processes", "1"], "You need to use at least 2 processes to use `--multi_gpu`"),

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if arguments.script.dry_run:
         from .dry_run import dry_run
 
+        launch.check()
         dry_run(arguments)
         return 0
     if launch.is_needed():
@@ -113,24 +114,39 @@ class _Launch:
 
         return bool(self.args) or os.path.isfile(default_config_file) or accelerator.device_count() > 1
 
+    def check(self) -> None:
+        """Refuse a launch that would end in an error in each process, after a minute and several times over.
+
+        Raises:
+            ConfigError: If it would.
+        """
+        try:
+            _refuse_sharding(self._launcher.parse_args([*self.args, _SCRIPT]))
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise _cannot_launch(error) from error
+
     def start(self, argv: Sequence[str]) -> int:
         """Start the processes and wait for them; the exit status of the first that failed."""
         from accelerate.commands.launch import launch_command
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+        self.check()
         args = self._launcher.parse_args([*self.args, "--module", "trl_xtok.cli", "gkd", *argv])
         try:
-            _refuse_sharding(args)
             launch_command(args)
-        except ConfigError:
-            raise
         except subprocess.CalledProcessError as error:
             return error.returncode
         except ChildFailedError as error:
             return max(error.get_first_failure()[1].exitcode, 1)
         except ValueError as error:
-            raise ConfigError(f"Accelerate cannot launch the run: {error}") from error
+            raise _cannot_launch(error) from error
         return 0
+
+
+def _cannot_launch(error: ValueError) -> ConfigError:
+    return ConfigError(f"Accelerate cannot launch the run: {error}")
 
 
 def _without_true(args: Sequence[str]) -> list[str]:
@@ -140,7 +156,7 @@ def _without_true(args: Sequence[str]) -> list[str]:
 
 
 def _refuse_sharding(args: argparse.Namespace) -> None:
-    """Refuse what the trainer would refuse in each process, after a minute and several times over."""
+    """Refuse what the trainer would refuse."""
     from accelerate.commands.config import load_config_from_file
 
     from ..training.launch import check_fsdp_version, check_zero_stage
