@@ -109,6 +109,13 @@ def test_a_key_of_its_own_is_sent_and_none_is_shown(stub, monkeypatch, name, own
     assert stub.requests[0].headers["Authorization"] == f"Bearer {own}"
 
 
+def test_a_key_with_a_backslash_is_not_shown(stub, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "sk\\very'secret")
+    stub.answer = lambda request: Reply(b"not " + request.headers["Authorization"].encode(), 401)
+    with pytest.raises(ServerError, match=r"not Bearer \*\*\*"):
+        client(stub).get("/x")
+
+
 def test_a_key_of_its_own_may_be_none(stub, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "sk-all")
     monkeypatch.setenv("VLLM_API_KEY_BOOKS", "")

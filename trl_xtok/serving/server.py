@@ -182,8 +182,8 @@ def excerpt(reply: Any) -> str:
 def without_key(text: str) -> str:
     """The text without any API key."""
     keys = {value.strip() for name, value in os.environ.items() if name == API_KEY or name.startswith(f"{API_KEY}_")}
-    # One may be the beginning of another.
-    for key in sorted(keys - {""}, key=len, reverse=True):
+    # As it is, and as it stands in quotes. One may be the beginning of another.
+    for key in sorted((keys | {repr(key)[1:-1] for key in keys}) - {""}, key=len, reverse=True):
         text = text.replace(key, "***")
     return text
 
