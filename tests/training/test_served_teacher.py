@@ -107,6 +107,7 @@ def test_the_shorter_context_counts(make_trainer, teacher):
         ({"teacher_server_model": {"books": "x"}}, "is a dictionary with 'books', but .* is for one teacher"),
         ({"teacher_server_model": 5}, "`teacher_server_model` must be the name .* got 5"),
         ({"teacher_server_url": []}, "`teacher_server_url` must be an address or a list of addresses"),
+        ({"teacher_server_url": {}}, "`teacher_server_url` must be an address or a list of addresses"),
         ({"teacher_server_url": ["somewhere"]}, "'somewhere' is not the address of a server"),
         ({"teacher_server_url": None, "teacher_server_model": "x"}, "`teacher_server_model='x'` has no effect"),
         ({"teacher_server_url": None, "teacher_score_cache": "x"}, "`teacher_score_cache='x'` has no effect"),

@@ -118,6 +118,11 @@ def test_rows_without_the_column_are_refused(build):
         build(rows=[{"prompt": "Hi"}])
 
 
+def test_rows_with_a_list_of_teachers_are_refused(build):
+    with pytest.raises(DataError, match=r"A row has \['books'\] in its `teacher` column"):
+        build(rows=[{"prompt": "Hi", "teacher": ["books"]}])
+
+
 @pytest.mark.parametrize("teacher", ["poems", None])
 def test_a_row_without_one_of_them_is_refused(build, teacher):
     """Also among many, of which only the longest are tokenized before the first step."""

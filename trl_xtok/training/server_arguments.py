@@ -87,7 +87,7 @@ def take_addresses(args: Any) -> None:
     if urls is None:
         return
     # By name for several teachers.
-    if isinstance(urls, Mapping):
+    if urls and isinstance(urls, Mapping):
         args.teacher_server_url = {key: _addresses(value) for key, value in urls.items()}
     else:
         args.teacher_server_url = _addresses(urls)

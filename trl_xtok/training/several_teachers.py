@@ -221,7 +221,7 @@ class TeachersCollator(PromptCollator):
 
     def _name(self, example: Mapping[str, Any]) -> str:
         name = example.get(TEACHER_COLUMN)
-        if name not in self.collators:
+        if not isinstance(name, str) or name not in self.collators:
             found = f"has {name!r} in its" if TEACHER_COLUMN in example else f"has {', '.join(example)}, but no"
             raise DataError(
                 f"A row {found} `{TEACHER_COLUMN}` column, but the teachers are {', '.join(self.collators)}. With "
