@@ -6,8 +6,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from threading import Event, Semaphore
 
 import pytest
 
@@ -131,6 +131,62 @@ def test_what_one_has_no_answer_to_is_asked_of_the_other(stubs, replicas, caplog
     assert 1 <= len(stubs[0].requests) < 10
     (gone,) = warnings(caplog)
     assert f"{stubs[0].url} failed with status {status}: 'out of memory'" in gone
+
+
+def test_full_ones_are_asked_for_less_at_a_time(stubs, replicas, caplog):
+    """Each has room for two requests; none of them is away, so no time is lost with waiting for it."""
+    busy = [Semaphore(2), Semaphore(2)]
+
+    def answer(number: int) -> Answer:
+        def take(request: Request) -> Reply:
+            if not busy[number].acquire(blocking=False):
+                return Reply(b"full", 429)
+            time.sleep(0.03)
+            busy[number].release()
+            return right(request)
+
+        return take
+
+    stubs[0].answer, stubs[1].answer = answer(0), answer(1)
+    start = time.monotonic()
+    ask(replicas(deadline=4.0), range(200), at_once=16)
+    # Four at a time take 1.5 seconds.
+    assert time.monotonic() - start < 4
+    refused = sum(len(stub.requests) for stub in stubs) - 200
+    assert refused < 100
+    assert not warnings(caplog)
+
+
+def test_one_that_comes_and_goes_is_left_alone_for_a_moment_and_warned_of_once(stubs, replicas, caplog):
+    """Of each three answers one is a failure."""
+    for stub in stubs:
+        stub.answer = lambda request, asked=stub.requests: right(request) if len(asked) % 3 else Reply(b"", 503)
+    start = time.monotonic()
+    ask(replicas(deadline=4.0), range(60))
+    assert time.monotonic() - start < 5
+    for stub in stubs:
+        gone, *back = [each for each in warnings(caplog) if stub.url in each]
+        assert "failed with status 503" in gone
+        assert len(back) <= 1
+
+
+def test_nothing_is_asked_again_after_a_stop(stubs, replicas):
+    for servers in ([stubs[0]], stubs):
+        for stub in stubs:
+            stub.answer = lambda request: Reply(b"", 500)
+        asked = replicas(*servers) if len(servers) > 1 else VLLMServer(servers[0].url, deadline=10.0)
+        stop = Event()
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(asked.post, "/x", {"number": 0}, stop)
+            time.sleep(0.5)
+            stop.set()
+            start = time.monotonic()
+            with pytest.raises(CancelledError):
+                asking.result()
+        assert time.monotonic() - start < 1
+        sent = sum(len(stub.requests) for stub in stubs)
+        time.sleep(0.5)
+        assert sum(len(stub.requests) for stub in stubs) == sent > 0
 
 
 def test_an_answer_from_before_it_went_away_does_not_bring_it_back(stubs, replicas, caplog):

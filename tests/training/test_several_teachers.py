@@ -108,6 +108,14 @@ def test_each_has_its_servers_its_name_there_and_its_key(build, load, teacher_pa
             assert {request.json["model"] for request in server.requests if request.json} == {name}
 
 
+def test_a_key_that_would_go_to_two_of_them_is_refused(build, teacher_path, monkeypatch):
+    urls = {"a-b": "http://127.0.0.1:1", "a.b": "http://127.0.0.1:2"}
+    monkeypatch.setenv("VLLM_API_KEY_A_B", "sk-own")
+    with pytest.raises(ConfigError, match=r"VLLM_API_KEY_A_B stands for .* both 'a-b' and 'a\.b'") as caught:
+        build(teacher=dict.fromkeys(urls, teacher_path), teacher_server_url=urls)
+    assert "sk-own" not in str(caught.value)
+
+
 def test_one_that_no_row_names_is_refused(build):
     with pytest.raises(DataError, match="No row of `train_dataset` has 'code' in its `teacher` column"):
         build(rows=ROWS[::2])
@@ -189,6 +197,7 @@ def test_how_to_load_a_teacher_is_refused_if_none_is_loaded(build, tmp_path, loa
         ({"only": "books", "teacher_weights": {"books": 1.0}}, "which is for several teachers, but"),
         ({"only": "books", "teacher_server_url": {"books": "http://127.0.0.1:9"}}, "which is for several teachers"),
         ({"teacher_weights": {"books": -1.0}}, "`teacher_weights` has -1.0 for 'books'"),
+        ({"teacher_weights": {"books": 0.0, "code": 0}}, r"`teacher_weights` is 0 for every teacher \(books, code\)"),
     ],
 )
 def test_what_names_do_not_fit_is_refused(build, changes, match):

@@ -29,8 +29,21 @@ OPTIMIZER_STATE = {
 # They make a copy of everything that they update; the fused and 8-bit ones work in place.
 _COPYING = ("adamw_torch", "rmsprop", "adagrad")
 # Their kernels take no sharded parameters.
-OF_BITSANDBYTES = ("bnb", "8bit", "paged", "lion")
+_OF_BITSANDBYTES = ("bnb", "8bit", "paged", "lion")
 _COMPARING = ("exact_jsd", "shared_vocab_jsd", "hybrid", "prefix_jsd")
+
+
+def refuse_unsharded(optim: str) -> None:
+    """Refuse an optimizer that does not update sharded parameters.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if any(part in optim for part in _OF_BITSANDBYTES):
+        raise ConfigError(
+            f"`optim={optim!r}` is one of bitsandbytes, whose optimizers do not update sharded parameters. With FSDP, "
+            "set `optim='adamw_torch_fused'`: its state is sharded."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +117,7 @@ class RunSpec:
             raise ConfigError(
                 "With `fsdp` the memory of a student in 8 bits is not known here. Load it in 4 bits, or not quantized."
             )
-        if any(part in self.optim for part in OF_BITSANDBYTES):
-            raise ConfigError(
-                f"`optim={self.optim!r}` is one of bitsandbytes, whose optimizers do not update sharded parameters. "
-                "With `fsdp`, set `optim='adamw_torch_fused'`: its state is sharded."
-            )
+        refuse_unsharded(self.optim)
 
     @property
     def compares(self) -> bool:

@@ -29,10 +29,13 @@ class Completion(NamedTuple):
     start: int
 
 
-def score(server: VLLMServer | Replicas, model: str, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+def score(
+    server: VLLMServer | Replicas, model: str, sequences: Sequence[Sequence[int]], stop: Event | None = None
+) -> list[list[float]]:
     """Log-prob of each id but the first of each sequence, in one request; NaN where there is no usable value.
 
     Raises:
+        CancelledError: If `stop` was set before there was an answer.
         ServerError: If the request is refused, or has no usable answer.
     """
     payload = {
@@ -44,7 +47,7 @@ def score(server: VLLMServer | Replicas, model: str, sequences: Sequence[Sequenc
         "prompt_logprobs": 0,
         "return_token_ids": True,
     }
-    return read_scores(server.post("/v1/completions", payload), sequences)
+    return read_scores(server.post("/v1/completions", payload, stop), sequences)
 
 
 class ServedScorer:
@@ -124,7 +127,7 @@ class ServedScorer:
         if stop.is_set():
             raise CancelledError
         try:
-            scored = score(self._server, self._model, [each.ids for each in batch])
+            scored = score(self._server, self._model, [each.ids for each in batch], stop)
         except ServerError as error:
             if error.status not in (400, 422):
                 raise
@@ -178,7 +181,7 @@ class BackgroundScores:
         return [self._known[each] if each in self._expected else [] for each in completions]
 
     def close(self) -> None:
-        """Send no more requests; those under way are not waited for."""
+        """Send no more requests, and none again; those under way are not waited for."""
         self._stop.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 

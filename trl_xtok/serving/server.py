@@ -11,7 +11,9 @@ import os
 import re
 import time
 import weakref
+from concurrent.futures import CancelledError
 from random import Random
+from threading import Event
 from typing import Any
 
 import httpx2
@@ -77,13 +79,19 @@ class VLLMServer:
         """
         return self._request("GET", path, None)
 
-    def post(self, path: str, payload: Any) -> Any:
+    def post(self, path: str, payload: Any, stop: Event | None = None) -> Any:
         """The JSON that `POST path` answers to a payload of JSON; `None` for an empty answer.
 
+        Args:
+            path: The path.
+            payload: What is sent.
+            stop: Where it is set, it is not sent again.
+
         Raises:
+            CancelledError: If `stop` was set before there was an answer.
             ServerError: If there is no usable answer before the deadline.
         """
-        return self._request("POST", path, payload)
+        return self._request("POST", path, payload, stop)
 
     def close(self) -> None:
         """Close the connections."""
@@ -118,8 +126,8 @@ class VLLMServer:
         self.interruptions += status != 429
         raise NoAnswer(failure, status)
 
-    def _request(self, method: str, path: str, payload: Any) -> Any:
-        end, pause, tries = time.monotonic() + self.deadline, FIRST_PAUSE, 0
+    def _request(self, method: str, path: str, payload: Any, stop: Event | None = None) -> Any:
+        end, pause, tries, stop = time.monotonic() + self.deadline, FIRST_PAUSE, 0, stop or Event()
         while True:
             tries += 1
             try:
@@ -138,7 +146,8 @@ class VLLMServer:
                     "%s %s%s failed with %s. Trying again for %g seconds.",
                     *(method, self.url, path, failure, self.deadline),
                 )
-            time.sleep(wait)
+            if stop.wait(wait):
+                raise CancelledError
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _send(self, method: str, path: str, payload: Any, end: float) -> tuple[int, bytes]:
@@ -217,8 +226,13 @@ def _is_local(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def key_variable(name: str) -> str:
+    """The environment variable for the key of the servers of this name."""
+    return f"{API_KEY}_{re.sub('[^A-Z0-9]', '_', name.upper())}"
+
+
 def _api_key(name: str) -> str | None:
-    own = f"{API_KEY}_{re.sub('[^A-Z0-9]', '_', name.upper())}"
+    own = key_variable(name)
     variable = own if name and own in os.environ else API_KEY
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable():

@@ -6,7 +6,7 @@ from typing import NoReturn
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 from ..errors import ConfigError
-from ..planning.run_spec import OF_BITSANDBYTES
+from ..planning.run_spec import refuse_unsharded
 from .config import CrossTokenizerGKDConfig
 
 
@@ -35,15 +35,14 @@ def check_launch(args: CrossTokenizerGKDConfig) -> None:
 
 
 def _check_fsdp(args: CrossTokenizerGKDConfig) -> None:
-    given, launched = args.fsdp_plugin_args, parse_flag_from_env("ACCELERATE_USE_FSDP")
-    settings = args.fsdp_config or {}
+    given, settings = args.fsdp_plugin_args, args.fsdp_config or {}
     if not args.fsdp and settings:
         raise ConfigError(
             f"`fsdp_config={settings!r}` has no effect without `fsdp`. Set `fsdp=True`, or leave it out."
         )
     if settings.get("xla"):
         refuse_launcher("FSDP on XLA")
-    if given is None and not launched:
+    if not shards_student(args):
         return
     # Those of Accelerate where the arguments have none.
     version, saved = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
@@ -54,7 +53,7 @@ def _check_fsdp(args: CrossTokenizerGKDConfig) -> None:
     if kind in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise ConfigError(
             f"The run is launched with FSDP, which is for several GPUs, but has {where}. Leave FSDP out, or launch it "
-            "with as many processes as there are GPUs (`--num_processes`)."
+            "with as many processes as there are GPUs (`--num_processes`). A dry run has one: try it without FSDP."
         )
     if saved != "FULL_STATE_DICT":
         raise ConfigError(
@@ -62,16 +61,17 @@ def _check_fsdp(args: CrossTokenizerGKDConfig) -> None:
             "at the end. Set `fsdp_config={'state_dict_type': 'FULL_STATE_DICT'}`, or `fsdp_state_dict_type` of the "
             "launcher."
         )
-    if any(part in args.optim for part in OF_BITSANDBYTES):
-        raise ConfigError(
-            f"The run is launched with FSDP, and `optim={args.optim!r}` is one of bitsandbytes, whose optimizers do "
-            "not update sharded parameters. Set `optim='adamw_torch_fused'`: its state is sharded."
-        )
+    refuse_unsharded(args.optim)
     if args.reloads_weights:
         raise ConfigError(
             "The run is launched with FSDP, and with `vllm_weight_sync='reload'` one process saves the weights that "
             "it has. Set `vllm_weight_sync='nccl'` or `vllm_mode='colocate'`, or leave `use_vllm` out."
         )
+
+
+def shards_student(args: CrossTokenizerGKDConfig) -> bool:
+    """Whether the run is launched with FSDP, by its arguments or by the environment."""
+    return args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def check_fsdp_version(version: int | str) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from peft import PeftConfig
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
@@ -14,6 +13,7 @@ from ..planning.models import ModelSpec, quantized
 from ..planning.plan import MemoryPlan, plan_memory
 from ..planning.run_spec import RunSpec
 from .config import CrossTokenizerGKDConfig
+from .launch import shards_student
 from .loading import context_length, teacher_init_kwargs
 
 
@@ -70,7 +70,7 @@ def plan_for_training(
         offload_teacher=args.offload_teacher,
         samples=not args.use_vllm,
         num_processes=args.world_size,
-        fsdp=args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"),
+        fsdp=shards_student(args),
         sync_each_batch=(args.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch", False),
         on_gpu=not args.use_cpu,
     )

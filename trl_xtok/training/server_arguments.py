@@ -40,8 +40,8 @@ class TeacherServerArguments:
             Seconds to wait for a server that does not answer, at the start and in the middle of a run. A request that
             takes longer than half of it is sent again. With replicas, seconds to wait until any of them answers.
         teacher_server_max_concurrency (`int`, *optional*, defaults to `8`):
-            Requests of one process that are under way at the same time, over all servers. Each has up to eight
-            completions.
+            Requests of one process that are under way at the same time, over all servers of a teacher. Each has up to
+            eight completions.
         teacher_score_cache (`str`, *optional*):
             File in which the teacher's scores are kept, so that later epochs, runs and processes need not ask for them
             again.

@@ -1,5 +1,6 @@
 """One teacher or several, each with its own tokenizer; with several, a column of the dataset says whose row it is."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError
+from ..serving.server import key_variable
 from . import loading, setup
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator
@@ -156,6 +158,13 @@ def _check_several(teachers: Mapping[str, Any], tokenizers: Any, args: CrossToke
                 f"`{name}` is {list(value) if isinstance(value, Mapping) else type(value).__name__}, but with several "
                 f"teachers it must be a dictionary with some of their names: {', '.join(teachers)}."
             )
+    weights = args.teacher_weights or {}
+    if weights.keys() == teachers.keys() and not any(weights.values()):
+        raise ConfigError(
+            f"`teacher_weights` is 0 for every teacher ({', '.join(weights)}), so there is nothing to learn. Give one "
+            "of them a weight above 0."
+        )
+    _check_keys([*(args.teacher_server_url or {})])
     if (args.teacher_server_url or {}).keys() == teachers.keys():
         refuse_loading(args)
     refused = {
@@ -170,6 +179,18 @@ def _check_several(teachers: Mapping[str, Any], tokenizers: Any, args: CrossToke
                 f"`{name}={getattr(args, name)!r}` is defined for one teacher, but there are {len(teachers)}: "
                 f"{', '.join(teachers)}. Use 'chunk_rkl' or 'chunk_jsd' and leave the rest at its "
                 "default, or train with one teacher after the other."
+            )
+
+
+def _check_keys(served: Sequence[str]) -> None:
+    """Refuse an API key that would go to the servers of two teachers, whose names differ in other characters only."""
+    owners: dict[str, str] = {}
+    for key in served:
+        variable = key_variable(key)
+        if owners.setdefault(variable, key) != key and variable in os.environ:
+            raise ConfigError(
+                f"The environment variable {variable} stands for the servers of both {owners[variable]!r} and "
+                f"{key!r}, so it is not known whose API key it holds. Rename one of the teachers."
             )
 
 
