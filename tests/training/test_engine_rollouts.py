@@ -242,7 +242,7 @@ def test_a_server_that_is_restarted_while_it_samples_gets_the_weights_again(make
     servers = restarting(serve, first, [4])
     restarted.train()
     assert [server.loaded for server in servers] == [2, 2]
-    assert "was interrupted and may have lost" in caplog.text
+    assert "The engine was interrupted or started again" in caplog.text
     assert restarted.sampled == straight.sampled
     assert restarted.state.log_history[1]["loss"] == pytest.approx(straight.state.log_history[1]["loss"], abs=1e-6)
 
@@ -255,22 +255,31 @@ def test_a_server_that_does_not_stay_up_stops_the_run(make, serve):
     assert len(servers) > 3
 
 
-def test_a_server_that_lost_the_weights_between_batches_of_an_evaluation_is_found_out(make, serve, tied_path):
+@pytest.mark.parametrize("reads", [True, False], ids=["reads them again", "does not read them again"])
+def test_a_server_that_lost_the_weights_between_batches_of_an_evaluation_gets_them_again(make, serve, caplog, reads):
     server = serve()
     trainer = make(server, per_device_eval_batch_size=4, arguments={"eval_dataset": prompt_dataset()})
     with torch.no_grad():
         trainer.model.get_input_embeddings().weight.mul_(2.0)
     answer, start = server.answer, server.model
+    expected = trainer.evaluate()
+    server.completions.clear()
 
     def forget(request):
-        if len(server.completions) == 4:
+        if len(server.completions) >= 4 and (not reads or server.loaded == 2):
             server.model = start
         return answer(request)
 
     server.answer = forget
-    with pytest.raises(ServerError, match="does not sample from the student"):
-        trainer.evaluate()
-    assert len(server.completions) == 8
+    if not reads:
+        with pytest.raises(ServerError, match="does not sample from the student"):
+            trainer.evaluate()
+        return
+    metrics = trainer.evaluate()
+    assert server.loaded == 3
+    assert "The engine was interrupted or started again" in caplog.text
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-6)
+    assert metrics["eval_sampling/sampling_logp_difference/max"] < 1e-4
 
 
 def test_a_server_without_the_development_mode_stops_the_run(make, serve):

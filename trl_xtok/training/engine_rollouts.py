@@ -32,7 +32,7 @@ from .trl_compat import VLLMGeneration
 # half precision is rounded otherwise by every implementation.
 _TOLERANCE, _HALF_TOLERANCE = 0.01, 0.2
 _FOLDER = "vllm_weights"
-# How often the completions of one batch are sampled by a server that is interrupted each time.
+# How often the completions of one batch are sampled by a server that loses the weights each time.
 _ATTEMPTS = 3
 _logger = logging.getLogger(__name__)
 
@@ -76,27 +76,30 @@ class EngineRollouts(ABC):
         # The caller has seeded the generator with the step and the rank.
         seeds = torch.randint(2**63 - 1, (len(prompts),)).tolist()
         for attempt in range(_ATTEMPTS):
-            if new_weights or attempt:
+            sent = new_weights or attempt > 0
+            if sent:
                 self._sync(student, metrics)
             # Nobody sends new weights before all have their completions.
             with failing_together("has no completions from the engine"):
                 completions = self._sample(prompts, seeds, on_written)
             if not true_of_any(self._was_interrupted()):
-                break
+                with failing_together("has completions that are not the student's"):
+                    error = self._check(student, prompts, completions, metrics) if completions else None
+                    # Weights of an earlier batch may be lost without a word; they are sent again first.
+                    if error is not None and sent:
+                        raise error
+                if not true_of_any(error is not None):
+                    break
             if self._accelerator.is_main_process:
                 _logger.warning(
-                    "%s was interrupted and may have lost the student's weights. They are sent once more, and all "
-                    "completions of this batch sampled again.",
-                    self._args.vllm_url,
+                    "The engine was interrupted or started again, and may have lost the student's weights. They are "
+                    "sent once more, and all completions of this batch sampled again."
                 )
         else:
             raise ServerError(
                 f"{self._args.vllm_url} was interrupted in each of {_ATTEMPTS} attempts to sample the completions of "
                 "one batch, so some of them may not be the student's. Its own log says why it does not stay up."
             )
-        with failing_together("has completions that are not the student's"):
-            if completions:
-                self._check(student, prompts, completions, metrics)
         return [completion.ids for completion in completions]
 
     def _sync(self, student: nn.Module, metrics: RunMetrics) -> None:
@@ -125,26 +128,26 @@ class EngineRollouts(ABC):
         prompts: Sequence[Sequence[int]],
         completions: Sequence[SampledCompletion],
         metrics: RunMetrics,
-    ) -> None:
-        """Compare the log-probs of the longest completion with the student's own."""
+    ) -> ServerError | None:
+        """Compare the log-probs of the longest completion with the student's own; what is wrong if they differ."""
         row = max(range(len(completions)), key=lambda place: len(completions[place].ids))
         sampled = completions[row]
         own = self._own_logps(student, prompts[row], sampled.ids)
         differences = [abs(a - b) for a, b in zip(own, sampled.logps, strict=True)]
-        metrics.add_differences(differences)
         is_exact = causal_lm(student).dtype == torch.float32 and self._accelerator.mixed_precision == "no"
         tolerance = _TOLERANCE if is_exact else _HALF_TOLERANCE
         mean = sum(differences) / len(differences)
         # What is no number is not smaller, either.
-        if not mean <= tolerance:
-            raise ServerError(
-                f"The engine does not sample from the student: after it got the weights, its log-probs of the "
-                f"{len(differences)} tokens of a completion differ from the student's by {mean:.3g} nats on average "
-                f"and by {max(differences):.3g} at most; {tolerance} on average is allowed. It may serve another "
-                "model, compute in another precision (`--dtype`), lack `--logprobs-mode processed_logprobs` at a "
-                "temperature other than 1, quantize the model, have kept an old output head (tied embeddings), or "
-                "have been started again after it got the weights."
-            )
+        if mean <= tolerance:
+            metrics.add_differences(differences)
+            return None
+        return ServerError(
+            f"The engine does not sample from the student: after it got the weights, its log-probs of the "
+            f"{len(differences)} tokens of a completion differ from the student's by {mean:.3g} nats on average "
+            f"and by {max(differences):.3g} at most; {tolerance} on average is allowed. It may serve another "
+            "model, compute in another precision (`--dtype`), lack `--logprobs-mode processed_logprobs` at a "
+            "temperature other than 1, quantize the model, or have kept an old output head (tied embeddings)."
+        )
 
     @torch.no_grad()
     def _own_logps(self, student: nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
