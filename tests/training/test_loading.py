@@ -32,9 +32,10 @@ class TestModels:
             build(teacher=None)
 
     @pytest.mark.parametrize("argument", ["model", "teacher"])
-    def test_a_model_is_a_name_or_a_model(self, build, argument):
-        with pytest.raises(ConfigError, match=rf"`{argument}.*` is a Linear, but must be the name or path"):
-            build(**{argument: nn.Linear(2, 2)})
+    @pytest.mark.parametrize(("given", "found"), [(nn.Linear(2, 2), "a Linear"), ("", "empty")])
+    def test_a_model_is_a_name_or_a_model(self, build, argument, given, found):
+        with pytest.raises(ConfigError, match=rf"`{argument}.*` is {found}, but must be the name or path"):
+            build(**{argument: given})
 
     def test_an_unknown_student_is_named(self, build):
         with pytest.raises(

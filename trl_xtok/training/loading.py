@@ -35,10 +35,11 @@ def check_model(model: Any, argument: str) -> Model:
     Raises:
         ConfigError: If it is neither a name nor a model of transformers.
     """
-    if not isinstance(model, str | PreTrainedModel | PeftModel):
+    if model == "" or not isinstance(model, str | PreTrainedModel | PeftModel):
+        found = "empty" if model == "" else f"a {type(model).__name__}"
         raise ConfigError(
-            f"`{argument}` is a {type(model).__name__}, but must be the name or path of a model as text, or a loaded "
-            "model of transformers or PEFT."
+            f"`{argument}` is {found}, but must be the name or path of a model as text, or a loaded model of "
+            "transformers or PEFT."
         )
     return model
 
