@@ -7,9 +7,10 @@ vocabulary, and ended where sampling here would have ended.
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from ..errors import ServerError
@@ -103,18 +104,22 @@ class CompletionServer:
         """
         if not prompts:
             return []
-        with ThreadPoolExecutor(min(self._requests, len(prompts))) as pool:
-            futures = [pool.submit(self._sample, *pair) for pair in zip(prompts, seeds, strict=True)]
-            places = {future: place for place, future in enumerate(futures)}
+        completions: dict[int, SampledCompletion] = {}
+        stop = Event()
+
+        def sample(place: int) -> tuple[int, SampledCompletion]:
+            return place, self._sample(prompts[place], seeds[place], stop)
+
+        # Its threads end with the process, whatever they wait for.
+        with ThreadPool(min(self._requests, len(prompts))) as pool:
             try:
-                for future in as_completed(futures):
-                    completion = future.result()
+                for place, completion in pool.imap_unordered(sample, range(len(prompts))):
+                    completions[place] = completion
                     if on_sampled is not None:
-                        on_sampled(places[future], completion)
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                        on_sampled(place, completion)
+            finally:
+                stop.set()
+        return [completions[place] for place in range(len(prompts))]
 
     def reload(self, folder: Path) -> None:
         """Have the server read its weights from a folder, and forget what it computed with the old ones.
@@ -163,7 +168,7 @@ class CompletionServer:
                 404,
             ) from None
 
-    def _sample(self, prompt: Sequence[int], seed: int) -> SampledCompletion:
+    def _sample(self, prompt: Sequence[int], seed: int, stop: Event) -> SampledCompletion:
         sampling = self._sampling
         payload = {
             "model": self._model,
@@ -186,7 +191,7 @@ class CompletionServer:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
-        reply = self._server.post("/v1/completions", payload)
+        reply = self._server.post("/v1/completions", payload, stop)
         try:
             (choice,) = reply["choices"]
             logprobs = choice["logprobs"]

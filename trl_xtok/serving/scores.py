@@ -3,8 +3,8 @@
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from threading import Event, Lock
+from concurrent.futures import CancelledError
+from threading import Condition, Event, Lock, Thread
 from typing import NamedTuple
 
 from ..errors import ServerError
@@ -148,11 +148,10 @@ class BackgroundScores:
     """
 
     def __init__(self, scorer: ServedScorer):
-        self._scorer, self._lock, self._stop = scorer, Lock(), Event()
-        self._threads = ThreadPoolExecutor(scorer.max_concurrency, "trl_xtok-scores")
+        self._scorer, self._changed, self._stop = scorer, Condition(), Event()
+        self._threads = 0
         self._expected: set[Completion] = set()
         self._waiting: list[Completion] = []
-        self._pending: list[Future[None]] = []
         self._known: dict[Completion, list[float]] = {}
         self._failure: Exception | None = None
 
@@ -160,11 +159,13 @@ class BackgroundScores:
         """Ask for those that were not asked for yet; after a failure nothing is."""
         new = [each for each in dict.fromkeys(completions) if _size(each) > 0 and each not in self._expected]
         self._expected.update(new)
-        with self._lock:
+        with self._changed:
             # The longest first: they take longest. Those of a request are of similar length.
             self._waiting = sorted([*self._waiting, *new], key=lambda each: len(each.ids), reverse=True)
-        # Each takes what waits when its turn comes, so later ones may find nothing.
-        self._pending += [self._threads.submit(self._ask) for _ in range(0, len(new), self._scorer.batch_size)]
+            while self._threads < self._scorer.max_concurrency and (batch := self._take()):
+                self._threads += 1
+                # The end of the process does not wait for an answer that nobody reads.
+                Thread(target=self._ask, args=(batch,), daemon=True).start()
 
     def wait(self, completions: Sequence[Completion]) -> list[list[float]]:
         """Log-prob of each id of each completion, when all are there; see [`ServedScorer.scores`].
@@ -174,8 +175,8 @@ class BackgroundScores:
             CacheError: The same.
         """
         self.expect(completions)
-        while self._pending:
-            self._pending.pop(0).result()
+        with self._changed:
+            self._changed.wait_for(lambda: self._threads == 0)
         if self._failure is not None:
             raise self._failure
         return [self._known[each] if each in self._expected else [] for each in completions]
@@ -183,23 +184,28 @@ class BackgroundScores:
     def close(self) -> None:
         """Send no more requests, and none again; those under way are not waited for."""
         self._stop.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self) -> None:
-        size = self._scorer.batch_size
-        with self._lock:
-            batch, self._waiting = self._waiting[:size], self._waiting[size:]
-        if not batch or self._failure is not None:
-            return
-        try:
-            scores = self._scorer.ask(batch, self._stop)
-        except CancelledError:
-            return
-        except Exception as error:
-            self._failure = self._failure or error
-            return
-        with self._lock:
-            self._known.update(scores)
+    def _ask(self, batch: Sequence[Completion]) -> None:
+        while batch:
+            scores: dict[Completion, list[float]] = {}
+            try:
+                scores = self._scorer.ask(batch, self._stop)
+            except CancelledError:
+                pass
+            except Exception as error:
+                self._failure = self._failure or error
+            with self._changed:
+                self._known.update(scores)
+                batch = self._take()
+                if not batch:
+                    self._threads -= 1
+                    self._changed.notify_all()
+
+    def _take(self) -> Sequence[Completion]:
+        """What goes into the next request; nothing after a stop or a failure."""
+        size = 0 if self._stop.is_set() or self._failure is not None else self._scorer.batch_size
+        batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        return batch
 
 
 def _size(completion: Completion) -> int:
