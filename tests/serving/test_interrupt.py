@@ -11,7 +11,10 @@ import pytest
 from tests.serving.stub_server import Reply, Request, StubServer
 
 
+# Who starts the tests in the background may have had the signal ignored, which processes inherit.
 CONNECT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from trl_xtok.serving.completions import CompletionServer, Sampling
 from trl_xtok.serving.scores import Completion, ServedScorer
 from trl_xtok.serving.server import VLLMServer
