@@ -133,21 +133,23 @@ def test_what_one_has_no_answer_to_is_asked_of_the_other(stubs, replicas, caplog
     assert f"{stubs[0].url} failed with status {status}: 'out of memory'" in gone
 
 
+def full_at(places: int, seconds: float) -> Answer:
+    """Answers so many at a time."""
+    free = Semaphore(places)
+
+    def take(request: Request) -> Reply:
+        if not free.acquire(blocking=False):
+            return Reply(b"full", 429)
+        time.sleep(seconds)
+        free.release()
+        return right(request)
+
+    return take
+
+
 def test_full_ones_are_asked_for_less_at_a_time(stubs, replicas, caplog):
     """Each has room for two requests; none of them is away, so no time is lost with waiting for it."""
-    busy = [Semaphore(2), Semaphore(2)]
-
-    def answer(number: int) -> Answer:
-        def take(request: Request) -> Reply:
-            if not busy[number].acquire(blocking=False):
-                return Reply(b"full", 429)
-            time.sleep(0.03)
-            busy[number].release()
-            return right(request)
-
-        return take
-
-    stubs[0].answer, stubs[1].answer = answer(0), answer(1)
+    stubs[0].answer, stubs[1].answer = full_at(2, 0.03), full_at(2, 0.03)
     start = time.monotonic()
     ask(replicas(deadline=4.0), range(200), at_once=16)
     # Four at a time take 1.5 seconds.
@@ -155,6 +157,12 @@ def test_full_ones_are_asked_for_less_at_a_time(stubs, replicas, caplog):
     refused = sum(len(stub.requests) for stub in stubs) - 200
     assert refused < 100
     assert not warnings(caplog)
+
+
+def test_what_waits_for_its_turn_longer_than_the_deadline_is_answered(stubs, replicas):
+    stubs[0].answer, stubs[1].answer = full_at(1, 0.3), full_at(1, 0.3)
+    ask(replicas(deadline=1.0), range(16), at_once=16)
+    assert {*answered(*stubs)} == {*range(16)}
 
 
 def test_one_that_comes_and_goes_is_left_alone_for_a_moment_and_warned_of_once(stubs, replicas, caplog):

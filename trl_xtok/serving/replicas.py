@@ -56,6 +56,8 @@ class Replicas:
     def __init__(self, servers: Sequence[VLLMServer]):
         self._replicas, self._turns = [_Replica(server) for server in servers], itertools.count()
         self._deadline, self._changed = servers[0].deadline, Condition()
+        # When any of them answered last.
+        self._answered = -math.inf
 
     def post(self, path: str, payload: Any, stop: Event | None = None) -> Any:
         """The JSON that one of them answers to a payload of JSON; `None` for an empty answer.
@@ -90,6 +92,8 @@ class Replicas:
                 if stop.is_set():
                     raise CancelledError
                 now = time.monotonic()
+                # What waits for a place at a server that answers others is not unanswered.
+                end = max(end, self._answered + self._deadline)
                 found = [each for each in self._replicas if each.is_open(now) and (now < end or each not in failures)]
                 if found:
                     replica = min(found, key=lambda each: (each.under_way, each.turn))
@@ -103,7 +107,9 @@ class Replicas:
                 self._changed.wait(max(min([*waits, end - now, 0.5]), 0.0))
 
     def _unanswered(self, path: str, failures: Mapping[_Replica, NoAnswer]) -> ServerError:
-        said = "; ".join(f"{each.server.url} with {failures.get(each, each.failure)}" for each in self._replicas)
+        said = "; ".join(
+            f"{each.server.url} with {failures.get(each, each.failure) or 'nothing yet'}" for each in self._replicas
+        )
         return ServerError(
             f"POST {path} was not answered within {self._deadline:g} seconds by any of {len(self._replicas)} servers. "
             f"Their last tries ended: {said}. Check that the servers run and that their addresses are right."
@@ -115,6 +121,7 @@ class Replicas:
             if failure is None:
                 # One more at a time after ten answers.
                 replica.room += 0.1
+                self._answered = time.monotonic()
             if failure is not None and failure.status == 429 and replica.under_way:
                 replica.room = min(replica.room, replica.under_way)
             # What was sent before it went away says nothing of how it is now.
@@ -129,9 +136,10 @@ class Replicas:
             replica.until = 0.0
         else:
             now = time.monotonic()
-            if replica.failure is None:
-                replica.level = logging.WARNING if now >= replica.warned + _SECONDS_BETWEEN_WARNINGS else logging.INFO
-                replica.warned = now if replica.level == logging.WARNING else replica.warned
+            is_due = now >= replica.warned + _SECONDS_BETWEEN_WARNINGS
+            if replica.failure is None or (is_due and replica.level == logging.INFO):
+                replica.level = logging.WARNING if is_due else logging.INFO
+                replica.warned = now if is_due else replica.warned
                 _logger.log(
                     replica.level,
                     "%s failed with %s. What it was asked goes to another server, and it is tried again.",

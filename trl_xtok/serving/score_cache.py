@@ -95,7 +95,9 @@ class ScoreCache:
         try:
             yield
         except BaseException:
-            self._database.execute("ROLLBACK")
+            # Where the disk is full, it is rolled back already.
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
 
