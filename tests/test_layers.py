@@ -97,6 +97,7 @@ LAYERS = [
     "training.evaluation",
     "training.model_card",
     "training.run_history",
+    "training.step",
     "training.trainer",
     "training.script_arguments",
     "training.script_data",

@@ -124,11 +124,14 @@ def test_what_waits_for_a_request_goes_together(server, scorer, model):
     assert asked.wait(20)
     for completion in COMPLETIONS[1:12]:
         background.expect([completion])
+    # Once more, in the order in which they are needed.
+    background.expect(needed := COMPLETIONS[4:12])
+    background.expect(COMPLETIONS[1:4])
     go_on.set()
     assert_equal(background.wait(COMPLETIONS[:12]), expected(model, COMPLETIONS[:12]))
-    sizes = [[len(ids) for ids in request.json["prompt"]] for request in server.requests]
-    assert [*map(len, sizes)] == [1, 8, 3]
-    assert min(sizes[1]) > max(sizes[2]), "the longest come first"
+    sent = [[*map(tuple, request.json["prompt"])] for request in server.requests]
+    assert [*map(len, sent)] == [1, 8, 3]
+    assert sent[1] == [each.ids for each in needed]
     assert len(server.scored) == 12
 
 
@@ -262,7 +265,7 @@ def test_what_the_server_cannot_read_is_unknown_and_the_rest_is_not(server, scor
     config = served_config(None, tokenizer, args, max_model_len=32)
     config.vocab_size = VOCABULARY
     served, local = ServedTeacher(scorer(), find_model(clients(server.url)), config), LocalTeacher(model, args)
-    local.context = 31
+    local.reach = local.reach._replace(context=31)
     prompts = [[1, 2], [3] * 30, [4] * 40, [5]]
     completions = [[6, VOCABULARY, 7], [8] * 5, [9] * 2, [10] * 60]
     actual, wanted = served.token_logps(prompts, completions), local.token_logps(prompts, completions)

@@ -17,6 +17,7 @@ from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_
 from trl_xtok import CrossTokenizerGKDTrainer
 from trl_xtok.training.data import unpad
 from trl_xtok.training.rollouts import OnWritten
+from trl_xtok.training.window import MicroBatch
 
 
 # Rows of the embedding beyond the tokenizer, as many models have them; the student can sample these ids too.
@@ -99,6 +100,15 @@ def whole_step(
     rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
     batches = [trainer.data_collator(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
     return trainer.get_batch_samples(iter(batches), len(batches), trainer.args.device)
+
+
+def scored_step(
+    trainer: CrossTokenizerGKDTrainer, prompts: Iterable[str | Mapping[str, Any]], batch_size: int
+) -> list[MicroBatch]:
+    """The micro-batches of `whole_step`, with the teacher's scores."""
+    batches = [inputs["micro_batch"] for inputs in whole_step(trainer, prompts, batch_size)[0]]
+    trainer._take_scores(batches, "train")
+    return batches
 
 
 def loss_and_gradients(

@@ -20,7 +20,9 @@ from trl_xtok.errors import ServerError
 from trl_xtok.serving.models import ServedModel
 from trl_xtok.serving.scores import ServedScorer
 from trl_xtok.serving.server import VLLMServer
+from trl_xtok.training.objective import Objective
 from trl_xtok.training.served_teacher import ServedTeacher
+from trl_xtok.training.teachers import LocalTeacher
 
 
 class ScoringServer(ModelServer):
@@ -94,6 +96,89 @@ def test_scores_are_asked_for_while_completions_are_generated(make_trainer, scor
     trainer.train()
     assert waited == [None, True]
     assert_each_once(scoring, 2)
+
+
+def test_a_micro_batch_is_trained_on_while_the_next_one_waits_for_its_scores(make_trainer, scoring, monkeypatch):
+    """The server has no answer for the second of two micro-batches before the first has its gradients."""
+    trainer = make_trainer(teacher_server_url=scoring.url, gradient_accumulation_steps=2, generation_batch_size=4)
+    answer, backward, trained, in_time = scoring.answer, trainer.accelerator.backward, Event(), []
+    ask_late(trainer)
+    # One completion after the other.
+    trainer.teacher.scorer.batch_size = trainer.teacher.scorer.max_concurrency = 1
+
+    def wait(request):
+        if len(in_time) == 3:
+            assert trained.wait(20)
+        in_time.append(trained.is_set())
+        return answer(request)
+
+    def learn(*args, **kwargs):
+        backward(*args, **kwargs)
+        trained.set()
+
+    scoring.answer = wait
+    monkeypatch.setattr(trainer.accelerator, "backward", learn)
+    trainer.train()
+    assert (len(in_time), in_time[3]) == (4, True)
+
+
+def test_what_is_lost_in_the_midst_of_a_step_ends_it_there(make_trainer, scoring, monkeypatch):
+    """The first micro-batch of the second step was trained on; the checkpoint is that of the first step."""
+    trainer = make_trainer(teacher_server_url=scoring.url, gradient_accumulation_steps=2, max_steps=2)
+    backward, answer, learned = trainer.accelerator.backward, scoring.answer, []
+    begun = Event()
+    ask_late(trainer)
+    # The probe is gone already.
+    scoring.scored.clear()
+    trainer.teacher.scorer.batch_size = trainer.teacher.scorer.max_concurrency = 1
+
+    def learn(*args, **kwargs):
+        backward(*args, **kwargs)
+        learned.append(None)
+        if len(learned) == 3:
+            begun.set()
+
+    def refuse(request):
+        # The last of eight completions.
+        if len(scoring.scored) < 7:
+            return answer(request)
+        assert begun.wait(20), learned
+        return Reply({"error": "no key"}, 401)
+
+    scoring.answer = refuse
+    monkeypatch.setattr(trainer.accelerator, "backward", learn)
+    with pytest.raises(ServerError, match="401") as error:
+        trainer.train()
+    assert "The 1 steps that are done are saved in" in error.value.__notes__[0]
+    assert len(learned) == 3
+    whole = parameters_of(trainer.model)
+    scoring.answer = answer
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+    assert not all(weight.equal(whole[name]) for name, weight in parameters_of(trainer.model).items())
+
+
+@pytest.mark.parametrize("objective", ["chunk_rkl", "prefix_jsd"])
+def test_a_teacher_here_begins_with_the_next_micro_batch_behind_a_backward(make_trainer, monkeypatch, objective):
+    """So a device of its own is busy while the student's is; and nothing else comes of it."""
+    weights, score, events = [], LocalTeacher.token_logps_and_states, []
+    monkeypatch.setattr(LocalTeacher, "token_logps_and_states", lambda *args: events.append("score") or score(*args))
+    for ahead in (True, False):
+        torch.manual_seed(0)
+        trainer = make_trainer(objective=objective, gradient_accumulation_steps=2, max_steps=2)
+        if not ahead:
+            monkeypatch.setattr(Objective, "score_ahead", lambda *args: None)
+        step, backward = trainer.training_step, trainer.accelerator.backward
+        trainer.training_step = lambda *args, step=step: (step(*args), events.append("end"))[0]
+        learn = lambda *args, backward=backward, **kwargs: (backward(*args, **kwargs), events.append("learn"))  # noqa: E731
+        monkeypatch.setattr(trainer.accelerator, "backward", learn)
+        events.clear()
+        trainer.train()
+        weights.append(parameters_of(trainer.model))
+        if ahead:
+            assert events == ["score", "learn", "score", "end", "learn", "end"] * 2
+    assert events == ["score", "learn", "end"] * 4
+    assert all(weight.equal(weights[1][name]) for name, weight in weights[0].items())
 
 
 def test_scores_are_asked_for_while_an_engine_writes(make_trainer, scoring, student_path):
@@ -187,7 +272,8 @@ def teacher():
 def test_after_a_failure_nothing_more_is_asked(teacher):
     teacher, stub = teacher
     for step in (1, 2):
-        with pytest.raises(ServerError, match="401"), teacher.expecting(), teacher.on_device():
+        teacher.forget()
+        with pytest.raises(ServerError, match="401"), teacher.on_device():
             for token in range(5):
                 teacher.expect([[1]], [[token]])
             teacher.token_logps([[1]], [[0]])
@@ -203,10 +289,9 @@ def test_a_step_that_ends_in_the_midst_sends_no_more_requests(teacher):
         return Reply({"choices": [choice(i, ids, [-1.0]) for i, ids in enumerate(request.json["prompt"])]}, delay=0.2)
 
     stub.answer = answer
-    with pytest.raises(KeyboardInterrupt), teacher.expecting():
-        teacher.expect([[1]] * 80, [[token] for token in range(80)])
-        assert asked.wait(20)
-        raise KeyboardInterrupt
+    teacher.expect([[1]] * 80, [[token] for token in range(80)])
+    assert asked.wait(20)
+    teacher.forget()
     time.sleep(1.0)
     # Eight completions go into one request.
     assert len(stub.requests) <= 2
@@ -223,9 +308,9 @@ def test_a_request_that_is_refused_after_its_step_is_not_split(teacher):
         return Reply({"error": "too long"}, 400)
 
     stub.answer = answer
-    with teacher.expecting():
-        teacher.expect([[1]] * 8, [[token] for token in range(8)])
-        assert asked.wait(20)
+    teacher.expect([[1]] * 8, [[token] for token in range(8)])
+    assert asked.wait(20)
+    teacher.forget()
     go_on.set()
     assert refused.wait(20)
     time.sleep(0.3)
@@ -245,8 +330,8 @@ def test_a_request_that_fails_after_its_step_is_forgotten(teacher):
         return Reply({"choices": [choice(0, ids, [-1.0])]})
 
     stub.answer = answer
-    with teacher.expecting():
-        teacher.expect([[1]], [[2]])
-        assert asked.wait(20)
+    teacher.expect([[1]], [[2]])
+    assert asked.wait(20)
+    teacher.forget()
     go_on.set()
     assert teacher.token_logps([[1]], [[3]]).tolist() == [-1.0]

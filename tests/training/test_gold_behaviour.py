@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import real_tokenizers
-from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, stop, text, whole_step
+from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, scored_step, stop, text
 from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
 from trl_xtok import CrossTokenizerGKDConfig, TokenizerAligner
 from trl_xtok.errors import DataError
@@ -78,8 +78,7 @@ def test_the_hybrid_loss_is_the_weighted_sum_of_its_parts(build):
 
 def test_chunk_scores_multiply_the_probabilities_of_split_tokens(build):
     """A chunk of several teacher tokens is as probable as the teacher finds all of them one after the other."""
-    (inputs,), _ = whole_step(trainer := build(objective="chunk_rkl"), PROMPTS[:1], 1)
-    batch = inputs["micro_batch"]
+    (batch,) = scored_step(trainer := build(objective="chunk_rkl"), PROMPTS[:1], 1)
     (rollout,) = batch.rollouts
     logps = trainer.teacher.token_logps([rollout.teacher_prompt_ids], [rollout.alignment.teacher_ids])
     chunks = torch.tensor(rollout.alignment.teacher_chunks)

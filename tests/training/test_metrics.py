@@ -36,13 +36,14 @@ def micro_batch(*rollouts: Rollout):
 
 
 def assembled(rollouts: Sequence[Rollout], selection: Selection):
-    scores = torch.zeros(sum(len(rollout.alignment.teacher_ids) for rollout in rollouts))
-    return assemble(rollouts, scores, None, selection, None, torch.device("cpu"))
+    readable = [len(rollout.alignment.teacher_ids) for rollout in rollouts]
+    return assemble(rollouts, readable, selection, torch.device("cpu"))
 
 
 def collected(accelerator: Accelerator, *batches) -> dict[str, float]:
     metrics = RunMetrics()
-    metrics.add_rollouts(batches)
+    for batch in batches:
+        metrics.add_rollouts(batch)
     return metrics.collect(accelerator)
 
 
@@ -109,7 +110,8 @@ def test_dropped_tokens_are_shares_of_the_sampled_tokens_by_reason(accelerator, 
 def test_reverse_kl_is_a_ratio_of_sums(accelerator, aligner):
     metrics = RunMetrics()
     batch = micro_batch(rollout(aligner, "one", stopped=True))
-    metrics.add_rollouts([batch, batch])
+    for _ in range(2):
+        metrics.add_rollouts(batch)
     metrics.add({"covered": 3, "clipped": 1, "log_ratio": torch.tensor(6.0), "bytes": torch.tensor(3), "ends": 0})
     metrics.add({"covered": 1, "clipped": 0, "log_ratio": torch.tensor(-1.0), "bytes": torch.tensor(7), "ends": 2})
     metrics.add({"end_log_ratio": torch.tensor(0.5)})
@@ -123,7 +125,7 @@ def test_reverse_kl_is_a_ratio_of_sums(accelerator, aligner):
 def test_tokens_add_up_over_the_run_and_everything_else_starts_over(accelerator, aligner):
     metrics = RunMetrics()
     for expected in (3 + 4, 2 * (3 + 4)):
-        metrics.add_rollouts([micro_batch(rollout(aligner, "one two three", stopped=True))])
+        metrics.add_rollouts(micro_batch(rollout(aligner, "one two three", stopped=True)))
         values = metrics.collect(accelerator)
         assert values["num_tokens"] == expected
         assert values["completions/mean_length"] == 4
@@ -134,8 +136,8 @@ def test_the_time_of_a_step_is_that_of_its_phases(accelerator, aligner):
     metrics = RunMetrics()
     for number, phase in enumerate(PHASES, start=1):
         metrics.add({f"time_{phase}": 2.0 * number})
-    for _ in range(2):
-        metrics.add_rollouts([micro_batch(rollout(aligner, "one", stopped=True))])
+    metrics.add_rollouts(micro_batch(rollout(aligner, "one", stopped=True)))
+    metrics.add({"steps": 2.0})
     values = metrics.collect(accelerator)
     assert [values[f"time/{phase}"] for phase in PHASES] == [1, 2, 3, 4]
     assert values["step_time"] == 10

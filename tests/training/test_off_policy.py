@@ -36,7 +36,7 @@ def completion(trainer, row):
 def window(trainer, rows, batch_size=3):
     trainer.model.train()
     batches = [trainer.data_collator(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
-    return trainer._score_window(batches, "off_policy")
+    return trainer._make_window(batches, "off_policy")
 
 
 def gradients_of(trainer, rows, batch_size=3):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import real_tokenizers
-from tests.training.fixed_rollouts import FixedTrainer, raw, stop, text, whole_step
+from tests.training.fixed_rollouts import FixedTrainer, raw, scored_step, stop, text
 from tests.training.reference import Reference
 from tests.training.tiny_models import PROMPTS, tiny_args, tiny_trainer
 from trl_xtok.training.advantages import credit_tokens
@@ -57,8 +57,7 @@ def trainer(tmp_path_factory, padded_student_path, teacher_path):
 def advantages(trainer, rollouts):
     """Micro-batch of the whole window and the advantages of its tokens."""
     trainer.rollouts = rollouts
-    (inputs,), _ = whole_step(trainer, list(rollouts), batch_size=len(rollouts))
-    batch = inputs["micro_batch"]
+    (batch,) = scored_step(trainer, list(rollouts), batch_size=len(rollouts))
     return batch, credit_tokens(trainer._student_scores(trainer.model, batch), batch, trainer.args).advantages
 
 

@@ -105,7 +105,7 @@ def test_a_gguf_file_scores_as_the_values_in_it_do(tmp_path, kind):
     write_gguf(model, tmp_path / "tiny.gguf", GGMLQuantizationType[kind])
     actual, local = scores(str(tmp_path), tmp_path, teacher_model_init_kwargs={"gguf_file": "tiny.gguf"})
     torch.testing.assert_close(actual, plain(model), atol=1e-4, rtol=0)
-    assert local.context == 256
+    assert local.reach.context == 256
 
 
 def test_a_gguf_teacher_trains_a_student(tmp_path, student_path):

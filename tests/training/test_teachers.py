@@ -121,6 +121,6 @@ def test_a_prompt_as_long_as_the_context_leaves_nothing_to_score(short_teacher):
 def test_a_context_of_unknown_length_is_not_cut(tmp_path):
     model = tiny_model("llama", 300)
     teacher = LocalTeacher(model, tiny_args(tmp_path))
-    assert teacher.context == 256
-    teacher.context = None
+    assert teacher.reach.context == 256
+    teacher.reach = teacher.reach._replace(context=None)
     assert not teacher.token_logps([[1] * 4], [[2] * 6]).isnan().any()

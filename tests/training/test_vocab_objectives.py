@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.training.fixed_rollouts import FixedTrainer, lora, loss_and_gradients, rollouts
+from tests.training.fixed_rollouts import FixedTrainer, lora, loss_and_gradients, rollouts, scored_step
 from tests.training.reference import Reference
 from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
 from tests.training.vocab_reference import VocabReference
@@ -78,16 +78,10 @@ def test_adapter(build, objective):
 def test_chunks_that_begin_with_different_events_are_credited_in_full(build):
     """If this fails the tests above have lost a case: both kinds of longer chunks stand in the rollouts."""
     trainer = build("prefix_jsd")
-    (starts,) = [inputs["micro_batch"].starts for inputs in loss_inputs(trainer)]
+    (starts,) = [batch.starts for batch in scored_step(trainer, PROMPTS, len(PROMPTS))]
     longer = starts.events[~starts.one_to_one]
     assert (longer >= 0).any()
     assert (longer < 0).any()
-
-
-def loss_inputs(trainer):
-    trainer.model.train()
-    inputs = [trainer.data_collator([{"prompt": prompt} for prompt in PROMPTS])]
-    return trainer._score_window(inputs, "train")[0]
 
 
 @pytest.mark.parametrize("beta", BETAS)

@@ -156,30 +156,38 @@ class BackgroundScores:
         self._failure: Exception | None = None
 
     def expect(self, completions: Iterable[Completion]) -> None:
-        """Ask for those that were not asked for yet; after a failure nothing is."""
-        new = [each for each in dict.fromkeys(completions) if _size(each) > 0 and each not in self._expected]
-        self._expected.update(new)
+        """Ask for them, each once, after all else that waits; after a failure nothing is asked for.
+
+        To expect what waits once more puts it behind the rest, too. So all can be put into the order in which it will
+        be needed, in one call.
+        """
+        asked = dict.fromkeys(each for each in completions if _size(each) > 0)
         with self._changed:
-            # The longest first: they take longest. Those of a request are of similar length.
-            self._waiting = sorted([*self._waiting, *new], key=lambda each: len(each.ids), reverse=True)
+            waiting = {*self._waiting}
+            last = [each for each in asked if each in waiting or each not in self._expected]
+            self._waiting = [each for each in self._waiting if each not in asked] + last
+            self._expected.update(last)
             while self._threads < self._scorer.max_concurrency and (batch := self._take()):
                 self._threads += 1
                 # The end of the process does not wait for an answer that nobody reads.
                 Thread(target=self._ask, args=(batch,), daemon=True).start()
 
     def wait(self, completions: Sequence[Completion]) -> list[list[float]]:
-        """Log-prob of each id of each completion, when all are there; see [`ServedScorer.scores`].
+        """Log-prob of each id of each completion, as soon as these are there; see [`ServedScorer.scores`].
 
         Raises:
             ServerError: As there, for whatever was asked.
             CacheError: The same.
         """
-        self.expect(completions)
+        needed = {each for each in completions if _size(each) > 0}
+        if new := needed - self._expected:
+            # Those of a request are of similar length.
+            self.expect(sorted(new, key=lambda each: len(each.ids), reverse=True))
         with self._changed:
-            self._changed.wait_for(lambda: self._threads == 0)
+            self._changed.wait_for(lambda: self._failure is not None or needed <= self._known.keys())
         if self._failure is not None:
             raise self._failure
-        return [self._known[each] if each in self._expected else [] for each in completions]
+        return [self._known[each] if each in needed else [] for each in completions]
 
     def close(self) -> None:
         """Send no more requests, and none again; those under way are not waited for."""
@@ -197,9 +205,8 @@ class BackgroundScores:
             with self._changed:
                 self._known.update(scores)
                 batch = self._take()
-                if not batch:
-                    self._threads -= 1
-                    self._changed.notify_all()
+                self._threads -= not batch
+                self._changed.notify_all()
 
     def _take(self) -> Sequence[Completion]:
         """What goes into the next request; nothing after a stop or a failure."""

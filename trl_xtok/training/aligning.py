@@ -46,7 +46,7 @@ class WindowAligner:
         with self._metrics.timed("align"):
             added = {place: self._align(place, ids) for place, ids in completions.items()}
         self._rollouts |= added
-        expect_by_teacher([*added.values()], self._teachers)
+        expect_by_teacher([[*added.values()]], self._teachers)
 
     def finish(self, written: Sequence[list[int]]) -> list[list[Rollout]]:
         """The rollouts of each batch.

@@ -105,7 +105,7 @@ class EvaluatingGKDTrainer(ResumableGKDTrainer):
         inputs = self._prepare_inputs(inputs)
         self._eval_batches += 1
         with torch.no_grad(), evaluation_seed(self.args, self._eval_batches):
-            batches, trained = self._score_window([inputs], "eval", self._rows_that_count(inputs))
+            batches, trained = self._make_window([inputs], "eval", self._rows_that_count(inputs))
             loss = self.compute_loss(model, batches[0], num_items_in_batch=trained)
         # That of all ranks: the parent weighs each rank's by its rows, which says nothing of its tokens.
         loss = self.accelerator.reduce(loss, "mean")
@@ -113,10 +113,10 @@ class EvaluatingGKDTrainer(ResumableGKDTrainer):
         return loss, None, None
 
     @abstractmethod
-    def _score_window(
+    def _make_window(
         self, prompts: Sequence[dict[str, Tensor]], mode: Mode, rows: int | None = None
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        """The micro-batches of some prompts, aligned and scored, and the number of their trained tokens."""
+        """The micro-batches of some prompts, aligned, and the number of their trained tokens."""
 
     def _rows_that_count(self, inputs: Mapping[str, Tensor]) -> int:
         """How many rows of a batch of an evaluation do not merely fill up the last batch of several processes."""

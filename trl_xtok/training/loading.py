@@ -3,9 +3,9 @@
 What cannot be loaded or read exactly is refused here, while it costs seconds.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from peft import PeftConfig, PeftModel
 from transformers import (
@@ -198,6 +198,28 @@ def context_length(config: PreTrainedConfig) -> int | None:
     # GPT-2 and others have another name for it.
     name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     return config.to_dict().get(name)
+
+
+class Reach(NamedTuple):
+    """How far a model can read.
+
+    Attributes:
+        vocab_size: Rows of its embedding.
+        context: Longest sequence, or `None`.
+    """
+
+    vocab_size: int
+    context: int | None
+
+    def of(self, prompt: Sequence[int], completion: Sequence[int]) -> int:
+        """How many tokens of the completion, from its beginning, are within context and embedding."""
+        end = next((place for place, token in enumerate(completion) if token >= self.vocab_size), len(completion))
+        return end if self.context is None else max(min(end, self.context - len(prompt)), 0)
+
+
+def reach_of(config: PreTrainedConfig) -> Reach:
+    """How far the model with this configuration can read."""
+    return Reach(config.get_text_config().vocab_size, context_length(config))
 
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase, args: CrossTokenizerGKDConfig) -> None:

@@ -96,26 +96,24 @@ class RunMetrics:
                 raise KeyError(f"{name!r} is not a sum that is reported; the sums are {', '.join(_SUMS)}")
             self._sums[name] = self._sums[name] + value
 
-    def add_rollouts(self, batches: Sequence[MicroBatch]) -> None:
+    def add_rollouts(self, batch: MicroBatch) -> None:
         """Count completions: lengths, stops, whether they are canonical, and what is dropped of them and why."""
-        rollouts = [rollout for batch in batches for rollout in batch.rollouts]
+        rollouts = batch.rollouts
         lengths = [len(rollout.completion_ids) for rollout in rollouts]
         stopped = [len(rollout.completion_ids) for rollout in rollouts if rollout.stopped]
         self._extremes["length"] += lengths
         self._extremes["stopped_length"] += stopped
         self.add(
             {
-                "steps": 1.0,
                 "tokens": float(sum(len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in rollouts)),
                 "sampled": float(sum(lengths)),
                 "rollouts": float(len(rollouts)),
                 "noncanonical": float(sum(not rollout.is_canonical for rollout in rollouts)),
                 "stopped": float(len(stopped)),
                 "stopped_length": float(sum(stopped)),
+                **{f"dropped_{reason}": float(count) for reason, count in batch.dropped.items()},
             }
         )
-        for batch in batches:
-            self.add({f"dropped_{reason}": float(count) for reason, count in batch.dropped.items()})
 
     def add_differences(self, differences: Sequence[float]) -> None:
         """Take note of how far the log-probs of an engine are from the student's, token by token, in nats."""

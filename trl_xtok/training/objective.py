@@ -21,7 +21,7 @@ from .scoring import completion_states, read_lm_head, with_head
 from .selection import Selection
 from .teachers import LocalTeacher, Teacher, expect_by_teacher, in_its_tokens, token_logps_by_teacher
 from .vocab_comparison import VocabComparison
-from .window import MicroBatch, Rollout, StudentScores, assemble
+from .window import MicroBatch, Rollout, StudentScores, add_scores, assemble
 
 
 # Of an objective that has both: what comes from distributions that were compared, and from samples.
@@ -88,7 +88,7 @@ class Objective:
             drop_whitespace=args.drop_whitespace,
         )
 
-    def score_window(
+    def assemble_window(
         self,
         windows: Sequence[Sequence[Rollout]],
         *,
@@ -96,36 +96,56 @@ class Objective:
         selection: Selection,
         device: torch.device,
     ) -> list[MicroBatch]:
-        """Have the teachers score the micro-batches of an optimizer step."""
+        """Put the micro-batches of an optimizer step together, and tell the teachers in which order they come."""
         if self._asks_teachers(selection):
-            expect_by_teacher([rollout for rollouts in windows for rollout in rollouts], teachers)
-        options = {"teachers": teachers, "selection": selection, "device": device}
-        return [self.score(rollouts, **options) for rollouts in windows]
+            expect_by_teacher(windows, teachers)
+        return [self._assemble(rollouts, teachers, selection, device) for rollouts in windows]
+
+    def _assemble(
+        self, rollouts: Sequence[Rollout], teachers: Sequence[Teacher], selection: Selection, device: torch.device
+    ) -> MicroBatch:
+        readable = [len(rollout.alignment.teacher_ids) for rollout in rollouts]
+        if self._asks_teachers(selection):
+            readable = [
+                teachers[rollout.teacher].reach.of(rollout.teacher_prompt_ids, rollout.alignment.teacher_ids)
+                for rollout in rollouts
+            ]
+        batch = assemble(rollouts, readable, selection, device)
+        if self.weights:
+            weights = [self.weights[rollout.teacher] for rollout in rollouts for _ in rollout.completion_ids]
+            batch.weights = torch.tensor(weights, device=device)
+        return batch
 
     def _asks_teachers(self, selection: Selection) -> bool:
         """Nothing but the cross-entropy is left of `chunk_rkl` where the student did not write."""
         return self.name != "chunk_rkl" or selection.on_policy
 
-    def score(
-        self, rollouts: Sequence[Rollout], *, teachers: Sequence[Teacher], selection: Selection, device: torch.device
-    ) -> MicroBatch:
-        """Have the teachers say what this objective reads of them, and put the micro-batch together."""
-        comparison = self.comparison
-        if not self._asks_teachers(selection):
-            unread = torch.zeros(sum(len(rollout.alignment.teacher_ids) for rollout in rollouts))
-            scores, comparison = (unread, None), None
-        elif comparison is None:
-            scores = token_logps_by_teacher(rollouts, teachers), None
-        else:
-            scores = cast(LocalTeacher, teachers[0]).token_logps_and_states(*in_its_tokens(rollouts))
-        batch = assemble(rollouts, *scores, selection, comparison, device)
+    def score(self, batch: MicroBatch, teachers: Sequence[Teacher]) -> None:
+        """Have the teachers say what this objective reads of them, if they have not been asked ahead."""
+        logps, states = batch.ahead or self._ask(batch, teachers)
+        batch.ahead = None
+        add_scores(batch, logps)
+        if self.comparison is not None and states is not None:
+            student_ids = [token_id for rollout in batch.rollouts for token_id in rollout.completion_ids]
+            teacher_ids = [token_id for rollout in batch.rollouts for token_id in rollout.alignment.teacher_ids]
+            student, teacher = (student_ids, batch.chunks.tolist()), (teacher_ids, batch.teacher_chunks)
+            batch.starts = self.comparison.starts(student, teacher, states, batch.chunks.device)
         # Chunks that are compared or left out are none to join.
-        if self.aligners and not selection.one_to_one_only:
-            batch.cuts = find_cuts(rollouts, batch, self.aligners)
-        if self.weights:
-            weights = [self.weights[rollout.teacher] for rollout in rollouts for _ in rollout.completion_ids]
-            batch.weights = torch.tensor(weights, device=device)
-        return batch
+        if self.aligners and not batch.selection.one_to_one_only:
+            batch.cuts = find_cuts(batch.rollouts, batch, self.aligners)
+
+    def score_ahead(self, batch: MicroBatch, teachers: Sequence[Teacher]) -> None:
+        """Have teachers that compute here begin with a micro-batch; on a GPU that does not wait for the result."""
+        if all(isinstance(teacher, LocalTeacher) for teacher in teachers):
+            batch.ahead = self._ask(batch, teachers)
+
+    def _ask(self, batch: MicroBatch, teachers: Sequence[Teacher]) -> tuple[Tensor, Tensor | None]:
+        """The log-prob of each teacher token and, for a comparison, the hidden state that predicts it."""
+        if not self._asks_teachers(batch.selection):
+            return torch.zeros(len(batch.teacher_chunks)), None
+        if self.comparison is None:
+            return token_logps_by_teacher(batch.rollouts, teachers), None
+        return cast(LocalTeacher, teachers[0]).token_logps_and_states(*in_its_tokens(batch.rollouts))
 
 
 def make_objective(

@@ -52,23 +52,25 @@ class RunLog:
         self._warnings = EarlyWarnings()
         # Of the last optimizer step or evaluation batch.
         self._scored: list[Scored] = []
+        self._counts = torch.zeros(4, dtype=torch.long, device=accelerator.device)
         self._evaluated: list[Row] = []
         self._evaluated_chunks: list[Row] = []
         self._compute_metrics: ComputeMetrics | None = None
         self._keeps_evaluations = False
 
-    def start_step(self, batches: Sequence[MicroBatch], mode: Mode) -> None:
-        """Take note of the micro-batches that the next optimizer step, or an evaluation batch, is made of."""
-        self.metrics[mode].add_rollouts(batches)
-        self._scored = []
+    def start_step(self, mode: Mode) -> None:
+        """Take note that an optimizer step, or an evaluation batch, begins."""
+        self.metrics[mode].add({"steps": 1.0})
+        self._scored, self._counts = [], torch.zeros_like(self._counts)
 
-    def check_coverage(self, coverage: float, mode: Mode) -> None:
-        """Stop the run if too little is trained on.
+    def check_coverage(self, mode: Mode) -> None:
+        """Stop the run if too little was trained on in the optimizer step whose last micro-batch was just added.
 
         Raises:
-            CoverageError: If the coverage of optimizer steps of this kind stays below `min_coverage`.
+            CoverageError: If the coverage of steps of this kind stays below `min_coverage`.
         """
-        self._guards[mode].check(coverage)
+        scored, _, _, sampled = self._accelerator.reduce(self._counts, "sum").tolist()
+        self._guards[mode].check(scored / max(sampled, 1))
 
     def add(
         self,
@@ -78,8 +80,10 @@ class RunLog:
         sums: Mapping[str, Tensor | float],
         mode: Mode,
     ) -> None:
-        """Take note of what came out of a micro-batch."""
+        """Take note of a micro-batch and of what came out of it."""
+        self.metrics[mode].add_rollouts(batch)
         self.metrics[mode].add(sums)
+        self._counts = self._counts + batch.counts()
         if self._reads_completions(mode):
             # Not kept alive until the next step: all that is large.
             kept = replace(batch, packed={}, starts=None, canonical=None)

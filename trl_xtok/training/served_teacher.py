@@ -17,7 +17,7 @@ from ..serving.score_cache import ScoreCache
 from ..serving.scores import BackgroundScores, Completion, ServedScorer, score
 from ..serving.server import VLLMServer
 from .config import CrossTokenizerGKDConfig
-from .loading import Model, context_length, read_teacher_config
+from .loading import Model, context_length, reach_of, read_teacher_config
 from .processes import failing_together
 from .trl_compat import TeacherStandIn
 
@@ -40,6 +40,7 @@ class ServedTeacher:
         name: What the server read the model from, or else its name there.
         model: Stands in for the model, without weights.
         config: The same.
+        reach: How far the server can read.
         scorer: The same.
     """
 
@@ -47,17 +48,13 @@ class ServedTeacher:
         self.name = model.root or model.name
         self.scorer, self.config = scorer, config
         self.model = TeacherStandIn(config)
-        self._context, self._vocab_size = context_length(config), config.vocab_size
+        self.reach = reach_of(config)
         self._scores = BackgroundScores(scorer)
 
-    @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """What an optimizer step asked for is nothing to the next one, whatever became of it."""
-        try:
-            yield
-        finally:
-            self._scores.close()
-            self._scores = BackgroundScores(self.scorer)
+    def forget(self) -> None:
+        """See [`Teaching.forget`]."""
+        self._scores.close()
+        self._scores = BackgroundScores(self.scorer)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
@@ -88,10 +85,7 @@ class ServedTeacher:
 
     def _readable(self, prompt: Sequence[int], completion: Sequence[int]) -> Completion:
         """As much as the server can read."""
-        end = next((place for place, token in enumerate(completion) if token >= self._vocab_size), len(completion))
-        if self._context is not None:
-            end = max(min(end, self._context - len(prompt)), 0)
-        return Completion((*prompt, *completion[:end]), len(prompt))
+        return Completion((*prompt, *completion[: self.reach.of(prompt, completion)]), len(prompt))
 
 
 def connect(

@@ -4,8 +4,8 @@ A teacher needs to say one number per token of its own encoding of a completion.
 transformers model, quantized or not; `ServedTeacher` asks a server.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from ..errors import ConfigError, ModelError
 from ..objectives import LMHead, token_logps
 from .config import CrossTokenizerGKDConfig
-from .loading import context_length, teacher_init_kwargs
+from .loading import Reach, reach_of, teacher_init_kwargs
 from .scoring import causal_lm, check_head, completion_states, pack, read_lm_head
 from .window import Rollout
 
@@ -30,12 +30,12 @@ class Teaching(Protocol):
 
     model: nn.Module
 
-    def expecting(self) -> AbstractContextManager[None]:
-        """Around all that is expected for an optimizer step; where that ends in the midst, no more is asked for."""
+    def forget(self) -> None:
+        """What was expected is not needed any more: an optimizer step is over, or ended in the midst."""
         ...
 
     def on_device(self) -> AbstractContextManager[None]:
-        """Around the scoring of an optimizer step."""
+        """Around the scoring of micro-batches, of which all processes do the same number."""
         ...
 
 
@@ -44,12 +44,14 @@ class Teacher(Teaching, Protocol):
 
     Attributes:
         name: What the user calls it; empty if it has no name.
+        reach: How far it can read. It has no score for what is beyond.
     """
 
     name: str
+    reach: Reach
 
     def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
-        """Some of what it will be asked for when the next `on_device` is entered, as early as that is known."""
+        """What it will be asked for, as early as that is known; once more to have it after all that is expected."""
         ...
 
     def token_logps(
@@ -66,21 +68,18 @@ class _Several:
         self.model = nn.ModuleList(teacher.model for teacher in teachers.values())
         self._teachers = [*teachers.values()]
 
-    def expecting(self) -> AbstractContextManager[None]:
-        """See [`Teaching.expecting`]."""
-        return _within(teacher.expecting() for teacher in self._teachers)
+    def forget(self) -> None:
+        """See [`Teaching.forget`]."""
+        for teacher in self._teachers:
+            teacher.forget()
 
-    def on_device(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
         """See [`Teaching.on_device`]."""
-        return _within(teacher.on_device() for teacher in self._teachers)
-
-
-@contextmanager
-def _within(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
+        with ExitStack() as stack:
+            for teacher in self._teachers:
+                stack.enter_context(teacher.on_device())
+            yield
 
 
 def all_of(teachers: Mapping[str, Teacher]) -> Teaching:
@@ -108,15 +107,22 @@ def token_logps_by_teacher(
     return torch.cat([rows[place] for place in range(len(rollouts))])
 
 
-def expect_by_teacher(rollouts: Sequence[Rollout], teachers: Sequence[Teacher]) -> None:
-    """Tell each teacher which of the rollouts of an optimizer step it will score.
+def expect_by_teacher(windows: Sequence[Sequence[Rollout]], teachers: Sequence[Teacher]) -> None:
+    """Tell each teacher which rollouts it will score.
 
     Args:
-        rollouts: Each names its teacher by number.
+        windows: Rollouts in the order in which their scores are needed, those that are needed together in one part.
+            Each names its teacher by number.
         teachers: In the order of their numbers.
     """
+    # The longest first: they take longest, and those of a request are of similar length.
+    ordered = [each for rollouts in windows for each in sorted(rollouts, key=_length, reverse=True)]
     for number, teacher in enumerate(teachers):
-        teacher.expect(*in_its_tokens([rollout for rollout in rollouts if rollout.teacher == number]))
+        teacher.expect(*in_its_tokens([rollout for rollout in ordered if rollout.teacher == number]))
+
+
+def _length(rollout: Rollout) -> int:
+    return len(rollout.teacher_prompt_ids) + len(rollout.alignment.teacher_ids)
 
 
 def _token_logps(teacher: Teacher, rollouts: Sequence[Rollout]) -> Tensor:
@@ -140,8 +146,7 @@ class LocalTeacher:
     Attributes:
         name: The same.
         model: The teacher, in evaluation mode and without gradients.
-        context: Longest sequence it can read, or `None`. Tokens beyond it get NaN, and so do those from the first one
-            on that is not in its embedding.
+        reach: How far it can read. What is beyond gets NaN.
 
     Raises:
         ModelError: If it cannot be scored exactly.
@@ -150,7 +155,7 @@ class LocalTeacher:
     def __init__(self, model: PreTrainedModel, args: CrossTokenizerGKDConfig, name: str = ""):
         self.name = name
         self.model = model.eval().requires_grad_(False)
-        self.context = context_length(model.config)
+        self.reach = reach_of(model.config)
         self._args = args
         check_head(causal_lm(model), "teacher")
 
@@ -159,9 +164,8 @@ class LocalTeacher:
         """What makes logits of its hidden states."""
         return read_lm_head(causal_lm(self.model))
 
-    def expecting(self) -> AbstractContextManager[None]:
+    def forget(self) -> None:
         """It expects nothing."""
-        return nullcontext()
 
     def expect(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
         """It computes a micro-batch at a time, for want of memory."""
@@ -191,19 +195,14 @@ class LocalTeacher:
     ) -> tuple[Float[Tensor, " teacher_tokens"], Float[Tensor, "teacher_tokens hidden"]]:
         """The same, and the final hidden state that predicts each token; NaN where unknown, too."""
         model = causal_lm(self.model)
-        kept = [self._readable(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        pairs = zip(prompts, completions, strict=True)
+        kept = [completion[: self.reach.of(prompt, completion)] for prompt, completion in pairs]
         packed = pack(prompts, kept, model.get_input_embeddings().weight.device)
         states = completion_states(model, packed)
         logps = token_logps(states, read_lm_head(model), packed["targets"].to(states.device), **self._args.scoring)
         missing = [len(completion) - len(scored) for completion, scored in zip(completions, kept, strict=True)]
         sizes = [len(scored) for scored in kept]
         return _fill(logps, sizes, missing), _fill(states, sizes, missing)
-
-    def _readable(self, prompt: Sequence[int], completion: Sequence[int]) -> Sequence[int]:
-        """The beginning of the completion that is within context and embedding."""
-        vocab_size = self.model.config.get_text_config().vocab_size
-        end = next((place for place, token in enumerate(completion) if token >= vocab_size), len(completion))
-        return completion[: end if self.context is None else max(min(end, self.context - len(prompt)), 0)]
 
 
 def _fill(values: Tensor, sizes: Sequence[int], missing: Sequence[int]) -> Tensor:

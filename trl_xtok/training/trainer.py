@@ -1,17 +1,11 @@
-"""The trainer: on-policy distillation between models of different families.
+"""The trainer: on-policy distillation between models of different families."""
 
-One optimizer step is one window of micro-batches. Before its first backward the window is sampled, aligned and scored
-by the teacher, since the number of tokens that are trained on, by which the loss is normalized, is known only then.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 from datasets import Dataset, IterableDataset
-from jaxtyping import Float
 from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import (
@@ -24,38 +18,22 @@ from transformers import (
 )
 
 from . import loading, setup
-from .advantages import fix_means
-from .aligning import WindowAligner
 from .config import CrossTokenizerGKDConfig
-from .data import unpad
-from .dataset_checks import evaluation_collator, prepare_datasets, refuse_short_stream
+from .dataset_checks import evaluation_collator, prepare_datasets
 from .engine_rollouts import make_engine
-from .evaluation import EvaluatingGKDTrainer
-from .metrics import Mode
 from .model_card import PAPER, add_teachers
-from .objective import LOSS_PARTS, choose_objective, make_objective, student_scores, token_losses
-from .off_policy import TeacherWriter, is_on_policy, read_completions
-from .rollouts import OnWritten, generate_completions, sampling_seed
+from .objective import choose_objective, make_objective
+from .off_policy import TeacherWriter, read_completions
 from .run_history import RunHistory
 from .run_log import RunLog
-from .scoring import completion_logps, in_forward
-from .segmentation import add_canonical_paths
 from .several_teachers import join_collators, read_teachers
 from .sharding import prepare_forward
+from .step import SteppingGKDTrainer
 from .teachers import LocalTeacher, all_of
-from .trl_compat import (
-    SFTTrainer,
-    TeacherStandIn,
-    gkd_init,
-    unwrap_model_for_generation,
-)
-from .window import MicroBatch, StudentScores
+from .trl_compat import TeacherStandIn, gkd_init
 
 
-_OFF: Mode = "off_policy"
-
-
-class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
+class CrossTokenizerGKDTrainer(SteppingGKDTrainer):
     """
     Trainer for on-policy distillation of a teacher into a student with another tokenizer.
 
@@ -115,8 +93,6 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
     _tag_names: ClassVar = ["trl", "gkd", "trl-xtok"]
     _name = "Cross-Tokenizer GKD"
     _paper: ClassVar = PAPER
-    # `compute_loss` divides by the trained tokens of the whole optimizer step.
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -177,110 +153,6 @@ class CrossTokenizerGKDTrainer(EvaluatingGKDTrainer):
         )
         self._run_log = RunLog(tokenizer, [source.tokenizer for source in sources], args, self.accelerator)
         self._engine = make_engine(self.model, tokenizer, self.generation_config, args, self.accelerator)
-
-    # One optimizer step: rollouts, alignment, teacher scores, and what the whole window decides.
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Tensor | None]:
-        """Turn the prompts of the next optimizer step into scored micro-batches and count their trained tokens."""
-        prompts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if len(prompts) < num_batches and isinstance(self.train_dataset, IterableDataset):
-            refuse_short_stream(len(prompts), num_batches, self.state.global_step)
-            # The parent would put the rest of a stream into the first step of its next pass.
-            return [], None
-        if not prompts:
-            return [], None
-        # The first window of a run, resumed or not, finds the model as it was loaded: in evaluation mode.
-        self.model.train()
-        seed = self.args.seed, self.state.global_step, self.args.process_index
-        with self._keeping_finished_steps(), sampling_seed(*seed, device=self.args.device):
-            return self._score_window(prompts, "train" if is_on_policy(self.args, self.state.global_step) else _OFF)
-
-    def _score_window(
-        self, prompts: Sequence[dict[str, Tensor]], mode: Mode, rows: int | None = None
-    ) -> tuple[list[dict[str, Any]], Tensor]:
-        """The micro-batches of a window and their trained tokens; `rows` of a single one count, all if `None`."""
-        metrics = self._run_log.metrics[mode]
-        on_policy = not self.args.eval_on_dataset if mode == "eval" else mode != _OFF
-        teachers = [*self.teachers.values()]
-        window = WindowAligner(self.aligners, prompts, metrics, teachers=teachers if on_policy else (), rows=rows)
-        read = self._written if mode == _OFF else read_completions
-        with self.teacher.expecting():
-            with metrics.timed("rollout"):
-                windows = window.finish(self._roll_out(prompts, window.add) if on_policy else read(prompts))
-            with metrics.timed("teacher"), self.teacher.on_device():
-                selection = self.objective.selection(self.args, self.aligners, on_policy=on_policy)
-                options = {"teachers": teachers, "selection": selection, "device": self.args.device}
-                batches = self.objective.score_window(windows, **options)
-        for batch in batches:
-            batch.rollouts = batch.rollouts[:rows]
-        self._run_log.start_step(batches, mode)
-        with metrics.timed("student"):
-            trained = self._fix_window(batches, mode)
-        # The parent counts floating-point operations and tokens from what the model reads.
-        return [{**b.packed, "micro_batch": b} for b in batches], trained
-
-    def _roll_out(self, prompts: Sequence[dict[str, Tensor]], on_written: OnWritten) -> list[list[int]]:
-        rows = [row for batch in prompts for row in unpad(batch["prompts"], batch["prompt_attention_mask"])]
-        if self._engine is not None:
-            mode: Mode = "train" if self.model.training else "eval"
-            options = {"new_weights": mode == "train" or self._eval_batches == 1, "on_written": on_written}
-            return self._engine.generate(self.model, rows, self._run_log.metrics[mode], **options)
-        size = self.args.generation_batch_size or self._train_batch_size
-        checkpointing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
-        options = {"batch_size": size, "device": self.args.device, "on_written": on_written}
-        sample = partial(generate_completions, prompts=rows, generation_config=self.generation_config, **options)
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **checkpointing) as student:
-            return in_forward(student, self.accelerator, sample)
-
-    def _fix_window(self, batches: Sequence[MicroBatch], mode: Mode) -> Tensor:
-        """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
-        counts = self.accelerator.reduce(torch.stack([batch.counts() for batch in batches]).sum(0), "sum")
-        (scored, charged, _, sampled), trained = counts.tolist(), counts[2].clamp(min=1)
-        if mode != "eval" and not batches[0].selection.imitate:
-            self._run_log.check_coverage(scored / max(sampled, 1), mode)
-        if not batches[0].selection.on_policy:
-            return trained
-        if self.args.segmentation == "text":
-            options = {"device": self.args.device, "always": self.is_fsdp_enabled}
-            for batch in batches:
-                add_canonical_paths(batch, partial(self._student_logps, self.model), **options)
-        is_whole_step = len(batches) == self.accelerator.num_processes == 1
-        needs_mean = self.args.advantage_baseline == "mean" or (charged and self.args.dropped_advantage == "mean")
-        if needs_mean and not is_whole_step:
-            fix_means(batches, partial(self._student_scores, self.model), self.args, self.accelerator)
-        return trained
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward on one micro-batch; its rollouts are sampled already."""
-        with self._run_log.metrics[self._mode_of(inputs["micro_batch"])].timed("student"):
-            return SFTTrainer.training_step(self, model, inputs, num_items_in_batch)
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ):
-        """The loss of the micro-batch, per trained token of the optimizer step."""
-        batch: MicroBatch = inputs["micro_batch"]
-        scores = self._student_scores(model, batch)
-        losses, sums, credited = token_losses(scores, batch, self.objective, self.args)
-        # DDP averages over the ranks; the normalizer counts the tokens of all of them.
-        scale = self.accelerator.num_processes / num_items_in_batch
-        loss = losses.sum() * scale
-        sums |= {"loss": loss.detach()} | {name: sums[name] * scale for name in LOSS_PARTS if name in sums}
-        self._run_log.add(batch, scores.logps, credited, sums, self._mode_of(batch))
-        return (loss, None) if return_outputs else loss
-
-    def _mode_of(self, batch: MicroBatch) -> Mode:
-        return "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
-
-    def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:
-        score = partial(completion_logps, packed=packed, **self.args.scoring)
-        return in_forward(model, self.accelerator, score)
-
-    def _student_scores(self, model: nn.Module, batch: MicroBatch) -> StudentScores:
-        score = partial(student_scores, batch=batch, objective=self.objective, args=self.args)
-        return in_forward(model, self.accelerator, score)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last log, and write their completions down."""

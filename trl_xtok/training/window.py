@@ -1,7 +1,8 @@
 """Rollouts of one optimizer step -> the tensors that the objective needs.
 
 All completion tokens of a micro-batch lie in one dimension, row after row, and its chunks are numbered through. What
-is not trained on is counted by reason here, before anything is normalized.
+is not trained on is counted by reason here. By the tokens that are left the loss is normalized, also by those of which
+the teacher then turns out to say nothing.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from ..alignment.aligner import Alignment
 from ..objectives import VocabJSD, sum_by_chunk
 from .scoring import pack, to_device
 from .selection import Selection
-from .vocab_comparison import ChunkStarts, VocabComparison
+from .vocab_comparison import ChunkStarts
 
 
 # What the student itself made unscorable; the rest of the reasons lie with the teacher or the length limit.
@@ -127,18 +128,21 @@ class StudentScores(NamedTuple):
 
 @dataclass(slots=True)
 class MicroBatch:
-    """Aligned and scored rollouts that go through the student together.
+    """Aligned rollouts that go through the student together, once `add_scores` was called.
 
     Attributes:
         packed: What the student reads; see `pack`.
         chunks: The chunk of each completion token that is trained on, else -1.
-        teacher_logps: `L_T` of each chunk, in nats.
+        teacher_chunks: The chunk of each teacher token, trained on or not, else -1.
+        teacher_logps: `L_T` of each chunk, in nats; NaN before it is known.
         chunk_bytes: Bytes of text in each chunk; 0 for end chunks.
         charged: Completion tokens that are charged instead of scored.
         leaving: Completion tokens with which the student leaves its own tokenization of the text.
         drop_reasons: Why each completion token is in no chunk that is trained on, `None` if it is in one.
-        teacher_token_logps: Log-prob of each teacher token, in nats, not finite where the teacher could not say.
         selection: What that is.
+        teacher_token_logps: Log-prob of each teacher token, in nats, not finite where the teacher could not say;
+            `None` before they are known.
+        ahead: What the teacher was asked before it is needed, as it computes it; `None` if nothing.
         starts: Where next-token distributions are compared; `None` if the objective compares none.
         cuts: Cuts between chunks that something could have undone; empty if chunks are not joined.
         canonical: What `segmentation="text"` needs; `None` if all rollouts are canonical.
@@ -149,13 +153,15 @@ class MicroBatch:
 
     packed: dict[str, Tensor]
     chunks: Int[Tensor, " tokens"]
+    teacher_chunks: Sequence[int]
     teacher_logps: Float[Tensor, " chunks"]
     chunk_bytes: Int[Tensor, " chunks"]
     charged: Bool[Tensor, " tokens"]
     leaving: Bool[Tensor, " tokens"]
     drop_reasons: Sequence[str | None]
-    teacher_token_logps: Float[Tensor, " teacher_tokens"]
     selection: Selection
+    teacher_token_logps: Float[Tensor, " teacher_tokens"] | None = None
+    ahead: tuple[Tensor, Tensor | None] | None = None
     starts: ChunkStarts | None = None
     cuts: Sequence[Cuts] = ()
     canonical: CanonicalPaths | None = None
@@ -175,71 +181,80 @@ class MicroBatch:
         return Counter(reason for reason in self.drop_reasons if reason is not None)
 
     @property
+    def is_scored(self) -> bool:
+        """Whether it has the teacher's scores."""
+        return self.teacher_token_logps is not None
+
+    @property
     def num_chunks(self) -> int:
         """Number of chunks, trained on or not."""
         return len(self.teacher_logps)
 
 
 def assemble(
-    rollouts: Sequence[Rollout],
-    teacher_token_logps: Float[Tensor, " teacher_tokens"],
-    teacher_states: Float[Tensor, "teacher_tokens hidden"] | None,
-    selection: Selection,
-    comparison: VocabComparison | None,
-    device: torch.device,
+    rollouts: Sequence[Rollout], readable: Sequence[int], selection: Selection, device: torch.device
 ) -> MicroBatch:
-    """Put aligned rollouts and their teacher scores together.
+    """Put aligned rollouts together, for the teacher to score.
 
     Args:
         rollouts: The completions of the micro-batch.
-        teacher_token_logps: Log-prob of each token of `alignment.teacher_ids`, rollout after rollout; NaN where the
-            teacher could not say.
-        teacher_states: The teacher's hidden state that predicts each of these tokens, for `comparison`.
+        readable: How many tokens of each `alignment.teacher_ids`, from the first, the teacher can read.
         selection: What is trained on.
-        comparison: Finds where to compare next-token distributions; `None` if the objective compares none.
         device: Where the student is.
     """
     chunks, teacher_chunks, reasons, chunk_bytes, leaving = [], [], [], [], []
-    unfinished, blank = set[int](), set[int]()
-    for rollout in rollouts:
+    unfinished, blank, unread = set[int](), set[int](), set[int]()
+    for rollout, end in zip(rollouts, readable, strict=True):
         alignment, offset = rollout.alignment, len(chunk_bytes)
         chunks += (c + offset if c >= 0 else -1 for c in alignment.student_chunks)
         teacher_chunks += (c + offset if c >= 0 else -1 for c in alignment.teacher_chunks)
+        unread |= {c + offset for c in alignment.teacher_chunks[end:] if c >= 0}
         reasons += alignment.drop_reasons
         chunk_bytes += _bytes_by_chunk(alignment)
         blank |= {chunk + offset for chunk in rollout.blank_chunks}
         leaving += rollout.leaves_canonical()
         if alignment.num_chunks and not rollout.stopped and not selection.keep_unfinished:
             unfinished.add(len(chunk_bytes) - 1)
-    scorer = teacher_token_logps.device
-    teacher_logps = sum_by_chunk(teacher_token_logps, torch.tensor(teacher_chunks, device=scorer), len(chunk_bytes))
-    scored = teacher_logps.isfinite().tolist()
     sizes = _longer_sides(chunks, teacher_chunks)
     why = [
-        "unfinished" if c in unfinished else selection.drop_reason(sizes[c], c in blank) if scored[c] else "teacher"
+        "unfinished" if c in unfinished else "teacher" if c in unread else selection.drop_reason(sizes[c], c in blank)
         for c in range(len(chunk_bytes))
     ]
     reasons = [why[chunk] if chunk >= 0 else reason for chunk, reason in zip(chunks, reasons, strict=True)]
     chunks = [-1 if reason else chunk for chunk, reason in zip(chunks, reasons, strict=True)]
-    starts = None
-    if comparison is not None and teacher_states is not None:
-        student_ids = [token_id for rollout in rollouts for token_id in rollout.completion_ids]
-        teacher_ids = [token_id for rollout in rollouts for token_id in rollout.alignment.teacher_ids]
-        starts = comparison.starts((student_ids, chunks), (teacher_ids, teacher_chunks), teacher_states, device)
     charged = [selection.charge_dropped and reason in CHARGED_REASONS for reason in reasons]
     return MicroBatch(
         packed=pack([r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts], device),
         chunks=to_device(torch.tensor(chunks, dtype=torch.long), device),
-        teacher_logps=teacher_logps.nan_to_num(0.0, 0.0, 0.0).to(device),
+        teacher_chunks=teacher_chunks,
+        teacher_logps=torch.full((len(chunk_bytes),), torch.nan, device=device),
         chunk_bytes=to_device(torch.tensor(chunk_bytes, dtype=torch.long), device),
         charged=to_device(torch.tensor(charged, dtype=torch.bool), device),
         leaving=to_device(torch.tensor(leaving, dtype=torch.bool), device),
         drop_reasons=reasons,
-        teacher_token_logps=teacher_token_logps,
         selection=selection,
-        starts=starts,
         rollouts=rollouts,
     )
+
+
+def add_scores(batch: MicroBatch, teacher_token_logps: Float[Tensor, " teacher_tokens"]) -> None:
+    """Give a micro-batch what the teacher said, and leave out of it the chunks that it said nothing of.
+
+    Args:
+        batch: The micro-batch.
+        teacher_token_logps: Log-prob of each token of `alignment.teacher_ids`, rollout after rollout; NaN where the
+            teacher could not say.
+    """
+    places, device = torch.tensor(batch.teacher_chunks, device=teacher_token_logps.device), batch.chunks.device
+    logps = sum_by_chunk(teacher_token_logps, places, batch.num_chunks)
+    batch.teacher_token_logps, batch.teacher_logps = teacher_token_logps, logps.nan_to_num(0.0, 0.0, 0.0).to(device)
+    unscored = {chunk for chunk, scored in enumerate(logps.isfinite().tolist()) if not scored}
+    chunks = batch.chunks.tolist() if unscored else []
+    if unscored & {*chunks}:
+        pairs = zip(chunks, batch.drop_reasons, strict=True)
+        batch.drop_reasons = ["teacher" if chunk in unscored else reason for chunk, reason in pairs]
+        kept = [-1 if chunk in unscored else chunk for chunk in chunks]
+        batch.chunks = to_device(torch.tensor(kept, dtype=torch.long), device)
 
 
 def _longer_sides(chunks: Sequence[int], teacher_chunks: Sequence[int]) -> Counter[int]:
