@@ -1,9 +1,10 @@
-"""What is gained by asking a served teacher for scores while other completions are still being written.
+"""What is gained by asking a served teacher for scores while others are written, or while the student trains on others.
 
     python -m examples.benchmarks.overlap --url http://127.0.0.1:8000
 
 SmolLM2-135M-Instruct in float32 continues pieces of this project's documentation, 16 of them in each optimizer step, 4
-at a time; the server must have a model with its tokenizer. Every second step asks when all completions are written.
+at a time; the server must have a model with its tokenizer. Steps take turns: one asks as soon as a completion is written,
+one when all are written, and one does so and trains on none before all have their scores.
 """
 
 import argparse
@@ -24,12 +25,24 @@ PHASES = ("time/rollout", "time/teacher", "step_time")
 ROWS = 16
 
 
+WAYS = (
+    "as soon as each is written",
+    "when all are written",
+    "when all are written, all before training",
+)
+
+
 class Alternating(CrossTokenizerGKDTrainer):
-    """Asks early in the first of two steps, and in the second when everything is written."""
+    """Each step asks in the next one of `WAYS`."""
 
     def _roll_out(self, prompts, on_written):
-        later = self.state.global_step % 2
+        later = self.state.global_step % len(WAYS)
         return super()._roll_out(prompts, (lambda written: None) if later else on_written)
+
+    def _fix_window(self, batches, mode):
+        if self.state.global_step % len(WAYS) == 2:
+            self._take_scores(batches, mode)
+        return super()._fix_window(batches, mode)
 
 
 def main() -> None:
@@ -37,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="address of the server")
     parser.add_argument("--new_tokens", type=int, default=32, help="tokens of a completion")
-    parser.add_argument("--pairs", type=int, default=4, help="how often the two take turns, after a first time")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the ways take turns, after a first time")
     args = parser.parse_args()
     student = str(demo_model_path("smollm2-135m-instruct"))
     tokenizer = AutoTokenizer.from_pretrained(student)
@@ -49,7 +62,7 @@ def main() -> None:
             per_device_train_batch_size=4,
             gradient_accumulation_steps=ROWS // 4,
             max_new_tokens=args.new_tokens,
-            max_steps=2 * (args.pairs + 1),
+            max_steps=len(WAYS) * (args.rounds + 1),
             learning_rate=1e-6,
             logging_steps=1,
             save_strategy="no",
@@ -58,10 +71,10 @@ def main() -> None:
         )
         trainer = Alternating(student, student, config, train_dataset=Dataset.from_dict({"prompt": prompts}))
         trainer.train()
-    logs = [log for log in trainer.state.log_history if "step_time" in log][2:]
+    logs = [log for log in trainer.state.log_history if "step_time" in log][len(WAYS) :]
     rows = [
-        [name, *(number(median(log[phase] for log in logs[start::2])) for phase in PHASES)]
-        for name, start in (("while the others are being written", 0), ("when all are written", 1))
+        [way, *(number(median(log[phase] for log in logs[start :: len(WAYS)])) for phase in PHASES)]
+        for start, way in enumerate(WAYS)
     ]
     print(machine_line("cpu"))
     print(markdown_table(["scores are asked for", "seconds of writing", "of waiting for scores", "of a step"], rows))
