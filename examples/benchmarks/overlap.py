@@ -1,10 +1,10 @@
-"""What is gained by asking a served teacher for scores while others are written, or while the student trains on others.
+"""What is gained by asking a served teacher for scores while others are written, or while the student trains.
 
     python -m examples.benchmarks.overlap --url http://127.0.0.1:8000
 
 SmolLM2-135M-Instruct in float32 continues pieces of this project's documentation, 16 of them in each optimizer step, 4
-at a time; the server must have a model with its tokenizer. Steps take turns: one asks as soon as a completion is written,
-one when all are written, and one does so and trains on none before all have their scores.
+at a time; the server must have a model with its tokenizer. Steps take turns: one asks as soon as a completion is
+written, one when all are, and one does so and trains on none before all have their scores.
 """
 
 import argparse

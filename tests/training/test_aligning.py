@@ -13,13 +13,14 @@ from tests import real_tokenizers
 from tests.serving.model_server import ModelServer, choice
 from tests.serving.stub_server import Reply, StubServer
 from tests.training.engine_server import EngineServer, restarting
-from tests.training.fixed_rollouts import without_times
+from tests.training.fixed_rollouts import whole_step, without_times
 from tests.training.runs import logged, parameters_of
 from tests.training.tiny_models import PROMPTS, prompt_dataset
 from trl_xtok.errors import ServerError
 from trl_xtok.serving.models import ServedModel
 from trl_xtok.serving.scores import ServedScorer
 from trl_xtok.serving.server import VLLMServer
+from trl_xtok.training.advantages import credit_tokens
 from trl_xtok.training.objective import Objective
 from trl_xtok.training.served_teacher import ServedTeacher
 from trl_xtok.training.teachers import LocalTeacher
@@ -156,6 +157,34 @@ def test_what_is_lost_in_the_midst_of_a_step_ends_it_there(make_trainer, scoring
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 2
     assert not all(weight.equal(whole[name]) for name, weight in parameters_of(trainer.model).items())
+
+
+def test_what_a_reply_has_no_number_for_is_dropped_and_stays_in_the_count(make_trainer, scoring):
+    """By that count the loss was divided already for what came before."""
+    serve, seen = scoring.answer, []
+
+    def without_one(request):
+        reply = serve(request)
+        for each in reply.body["choices"]:
+            each["prompt_logprobs"][-5] = None
+        return reply
+
+    for answer in (serve, without_one):
+        torch.manual_seed(0)
+        trainer = make_trainer(teacher_server_url=scoring.url)
+        scoring.answer = answer
+        (inputs,), trained = whole_step(trainer, PROMPTS[:2], 2)
+        batch = inputs["micro_batch"]
+        loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=trained)
+        credited = credit_tokens(trainer._student_scores(trainer.model, batch), batch, trainer.args)
+        assert loss.isfinite()
+        assert credited.advantages[batch.chunks < 0].eq(0).all()
+        seen.append((int(trained), batch.dropped["teacher"], int(batch.counts()[2])))
+        scoring.answer = serve
+    (trained, *whole), (same, dropped, left) = seen
+    assert (whole, same) == ([0, trained], trained)
+    assert dropped >= 2
+    assert left == trained - dropped
 
 
 @pytest.mark.parametrize("objective", ["chunk_rkl", "prefix_jsd"])
