@@ -143,6 +143,12 @@ def test_what_the_server_refuses_costs_nothing_else(scorer, model, bad, caplog):
     assert "is left out: " in caplog.text
 
 
+def test_a_request_that_a_proxy_finds_too_large_is_split(server, scorer, model):
+    serve = server.answer
+    server.answer = lambda request: Reply(b"", 413) if len(request.json["prompt"]) > 3 else serve(request)
+    assert_equal(scorer(batch_size=8).scores(COMPLETIONS), expected(model, COMPLETIONS))
+
+
 def test_another_error_is_one(server, scorer):
     server.answer = lambda request: Reply(b"who are you", 401)
     with pytest.raises(ServerError, match=r"status 401.*who are you"):
@@ -169,6 +175,16 @@ def test_scores_of_another_model_or_of_another_prompt_are_not_found(tmp_path):
     for keys in ([other.key((1, 2, 3), 1)], [cache.key((1, 2, 3), 2), cache.key((1, 2, 4), 1), cache.key((1, 2), 1)]):
         assert not other.read(keys)
     assert cache.read([cache.key((1, 2, 3), 1)]) == {cache.key((1, 2, 3), 1): [-1.0, -2.0]}
+
+
+def test_what_is_no_number_in_the_cache_is_asked_for_again(server, scorer, model, tmp_path):
+    cache = ScoreCache(tmp_path / "scores.db", {"model": "a"})
+    bad = [math.nan, math.inf, -math.inf]
+    for each, value in zip(COMPLETIONS, bad, strict=False):
+        cache.write({cache.key(each.ids, each.start): [value] * (len(each.ids) - each.start)})
+    again = scorer(cache=cache)
+    assert_equal(again.scores(COMPLETIONS[:3]), expected(model, COMPLETIONS[:3]))
+    assert again.requested == 3
 
 
 def test_missing_values_are_asked_for_again(server, cached):

@@ -110,13 +110,13 @@ class ServedScorer:
         """
         keys = {} if self._cache is None else {each: self._cache.key(each.ids, each.start) for each in batch}
         cached = {} if self._cache is None else self._cache.read(keys.values())
-        known = {each: cached[key] for each, key in keys.items() if len(cached.get(key, ())) == _size(each)}
+        known = {each: cached[key] for each, key in keys.items() if _is_whole(cached.get(key, ()), each)}
         if missing := [each for each in batch if each not in known]:
             scores = dict(zip(missing, self._score(missing, stop), strict=True))
             with self._lock:
                 self.requested += len(scores)
             # What has no value may have one another time.
-            whole = {keys[each]: row for each, row in scores.items() if keys and not any(map(math.isnan, row))}
+            whole = {keys[each]: row for each, row in scores.items() if keys and _is_whole(row, each)}
             if self._cache is not None and whole:
                 self._cache.write(whole)
             known |= scores
@@ -129,7 +129,8 @@ class ServedScorer:
         try:
             scored = score(self._server, self._model, [each.ids for each in batch], stop)
         except ServerError as error:
-            if error.status not in (400, 422):
+            # A proxy may find it too large.
+            if error.status not in (400, 413, 422):
                 raise
             if len(batch) > 1:
                 half = len(batch) // 2
@@ -213,6 +214,11 @@ class BackgroundScores:
         size = 0 if self._stop.is_set() or self._failure is not None else self._scorer.batch_size
         batch, self._waiting = self._waiting[:size], self._waiting[size:]
         return batch
+
+
+def _is_whole(logps: Sequence[float], completion: Completion) -> bool:
+    """Whether there is a number for each id."""
+    return len(logps) == _size(completion) and all(map(math.isfinite, logps))
 
 
 def _size(completion: Completion) -> int:
