@@ -152,7 +152,7 @@ class SaysNothingAt:
 
     def __init__(self, teacher, unknown: dict[int, float]):
         self.teacher, self.unknown, self.name = teacher, unknown, teacher.name
-        self.on_device, self.expect = teacher.on_device, teacher.expect
+        self.on_device, self.expect, self.reach = teacher.on_device, teacher.expect, teacher.reach
 
     def token_logps(self, prompts, completions):
         logps = self.teacher.token_logps(prompts, completions)

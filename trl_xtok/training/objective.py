@@ -141,7 +141,8 @@ class Objective:
 
     def _ask(self, batch: MicroBatch, teachers: Sequence[Teacher]) -> tuple[Tensor, Tensor | None]:
         """The log-prob of each teacher token and, for a comparison, the hidden state that predicts it."""
-        if not self._asks_teachers(batch.selection):
+        # A process whose rows only fill up the last batch of an evaluation has none.
+        if not self._asks_teachers(batch.selection) or not batch.rollouts:
             return torch.zeros(len(batch.teacher_chunks)), None
         if self.comparison is None:
             return token_logps_by_teacher(batch.rollouts, teachers), None

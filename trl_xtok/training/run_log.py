@@ -52,7 +52,7 @@ class RunLog:
         self._warnings = EarlyWarnings()
         # Of the last optimizer step or evaluation batch.
         self._scored: list[Scored] = []
-        self._counts = torch.zeros(4, dtype=torch.long, device=accelerator.device)
+        self._counts: list[Tensor] = []
         self._evaluated: list[Row] = []
         self._evaluated_chunks: list[Row] = []
         self._compute_metrics: ComputeMetrics | None = None
@@ -61,7 +61,7 @@ class RunLog:
     def start_step(self, mode: Mode) -> None:
         """Take note that an optimizer step, or an evaluation batch, begins."""
         self.metrics[mode].add({"steps": 1.0})
-        self._scored, self._counts = [], torch.zeros_like(self._counts)
+        self._scored, self._counts = [], []
 
     def check_coverage(self, mode: Mode) -> None:
         """Stop the run if too little was trained on in the optimizer step whose last micro-batch was just added.
@@ -69,7 +69,7 @@ class RunLog:
         Raises:
             CoverageError: If the coverage of steps of this kind stays below `min_coverage`.
         """
-        scored, _, _, sampled = self._accelerator.reduce(self._counts, "sum").tolist()
+        scored, _, _, sampled = self._accelerator.reduce(torch.stack(self._counts).sum(0), "sum").tolist()
         self._guards[mode].check(scored / max(sampled, 1))
 
     def add(
@@ -83,7 +83,7 @@ class RunLog:
         """Take note of a micro-batch and of what came out of it."""
         self.metrics[mode].add_rollouts(batch)
         self.metrics[mode].add(sums)
-        self._counts = self._counts + batch.counts()
+        self._counts.append(batch.counts())
         if self._reads_completions(mode):
             # Not kept alive until the next step: all that is large.
             kept = replace(batch, packed={}, starts=None, canonical=None)
