@@ -138,7 +138,7 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward on one micro-batch, which is sampled already."""
         batch: MicroBatch = inputs["micro_batch"]
-        mode: Mode = "train" if batch.selection.on_policy else _OFF
+        mode = self._mode_of(batch)
         metrics = self._run_log.metrics[mode]
         with self._keeping_finished_steps(), metrics.timed("student"):
             loss = SFTTrainer.training_step(self, model, inputs, num_items_in_batch)
@@ -155,7 +155,7 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
     ):
         """The loss of the micro-batch, per trained token of the optimizer step."""
         batch: MicroBatch = inputs["micro_batch"]
-        mode: Mode = "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
+        mode = self._mode_of(batch)
         if not batch.is_scored:
             self._take_scores([batch], mode)
         scores = self._student_scores(model, batch)
@@ -176,6 +176,9 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
             except BaseException:
                 self.teacher.forget()
                 raise
+
+    def _mode_of(self, batch: MicroBatch) -> Mode:
+        return "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
 
     def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:
         score = partial(completion_logps, packed=packed, **self.args.scoring)
