@@ -247,6 +247,24 @@ def test_a_server_that_is_restarted_while_it_samples_gets_the_weights_again(make
     assert restarted.state.log_history[1]["loss"] == pytest.approx(straight.state.log_history[1]["loss"], abs=1e-6)
 
 
+def test_a_server_that_lost_the_weights_before_the_first_completion_of_a_step_gets_them_again(make, serve, caplog):
+    settings = {"max_steps": 3, "learning_rate": 3e-2}
+    straight, forgetful = make(serve(), **settings), make(server := serve(), folder="forgetful", **settings)
+    straight.train()
+    answer, start = server.answer, server.model
+
+    def forget(request):
+        if request.path == "/v1/completions" and server.loaded == 2:
+            server.model = start
+        return answer(request)
+
+    server.answer = forget
+    forgetful.train()
+    assert server.loaded == 4
+    assert "The engine was interrupted or started again" in caplog.text
+    assert forgetful.sampled == straight.sampled
+
+
 def test_a_server_that_does_not_stay_up_stops_the_run(make, serve):
     trainer = make(server := serve(), max_steps=2, generation_batch_size=1)
     servers = restarting(serve, server, [*range(1, 20, 2)])

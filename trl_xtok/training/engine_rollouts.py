@@ -47,6 +47,7 @@ class EngineRollouts(ABC):
 
     def __init__(self, args: CrossTokenizerGKDConfig, accelerator: Accelerator):
         self._args, self._accelerator = args, accelerator
+        self._sampled_from_student = False
 
     def generate(
         self,
@@ -84,11 +85,14 @@ class EngineRollouts(ABC):
                 completions = self._sample(prompts, seeds, on_written)
             if not true_of_any(self._was_interrupted()):
                 with failing_together("has completions that are not the student's"):
-                    error = self._check(student, prompts, completions, metrics) if completions else None
-                    # Weights of an earlier batch may be lost without a word; they are sent again first.
-                    if error is not None and sent:
+                    differences, error = self._check(student, prompts, completions) if completions else ([], None)
+                    # Weights may be lost without a word. An engine that never had the right ones is another matter.
+                    may_have_lost_them = not sent or (self._sampled_from_student and attempt < _ATTEMPTS - 1)
+                    if error is not None and not may_have_lost_them:
                         raise error
                 if not true_of_any(error is not None):
+                    metrics.add_differences(differences)
+                    self._sampled_from_student = True
                     break
             if self._accelerator.is_main_process:
                 _logger.warning(
@@ -127,9 +131,8 @@ class EngineRollouts(ABC):
         student: nn.Module,
         prompts: Sequence[Sequence[int]],
         completions: Sequence[SampledCompletion],
-        metrics: RunMetrics,
-    ) -> ServerError | None:
-        """Compare the log-probs of the longest completion with the student's own; what is wrong if they differ."""
+    ) -> tuple[list[float], ServerError | None]:
+        """By how much log-probs of the longest completion differ from the student's; what is wrong if they do."""
         row = max(range(len(completions)), key=lambda place: len(completions[place].ids))
         sampled = completions[row]
         own = self._own_logps(student, prompts[row], sampled.ids)
@@ -139,9 +142,8 @@ class EngineRollouts(ABC):
         mean = sum(differences) / len(differences)
         # What is no number is not smaller, either.
         if mean <= tolerance:
-            metrics.add_differences(differences)
-            return None
-        return ServerError(
+            return differences, None
+        return differences, ServerError(
             f"The engine does not sample from the student: after it got the weights, its log-probs of the "
             f"{len(differences)} tokens of a completion differ from the student's by {mean:.3g} nats on average "
             f"and by {max(differences):.3g} at most; {tolerance} on average is allowed. It may serve another "
