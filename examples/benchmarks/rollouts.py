@@ -40,10 +40,10 @@ LENGTHS = (8, 16, 32, 64, 128, 256)
 Completions = Sequence[Sequence[int]]
 
 
-def make_prompts(encode: Callable[[str], list[int]], count: int) -> list[list[int]]:
-    """Pieces of mixed lengths, in random order."""
+def make_prompts(encode: Callable[[str], list[int]], count: int, following: int = 0) -> list[list[int]]:
+    """Pieces of mixed lengths, in random order, and so many tokens that follow each."""
     chance, ids = random.Random(0), encode((DOCS / "losses.md").read_text())
-    lengths = [chance.choice(LENGTHS) for _ in range(count)]
+    lengths = [chance.choice(LENGTHS) + following for _ in range(count)]
     return [ids[start : start + length] for length in lengths for start in (chance.randrange(len(ids) - length),)]
 
 

@@ -65,10 +65,16 @@ def assert_equal(scores, wanted):
 
 
 def test_scores_are_those_of_the_model(server, scorer, model):
-    assert_equal(scorer(batch_size=3).scores(COMPLETIONS), expected(model, COMPLETIONS))
+    assert_equal(scorer(batch_size=3, max_concurrency=1).scores(COMPLETIONS), expected(model, COMPLETIONS))
     sizes = [[len(ids) for ids in request.json["prompt"]] for request in server.requests]
     assert sorted(map(len, sizes)) == [2, 3, 3, 3, 3, 3, 3]
     assert all(max(size) - min(size) <= 2 for size in sizes), "those of a request are of similar length"
+
+
+def test_all_requests_that_may_be_sent_share_what_waits(server, scorer):
+    server.delay = 0.1
+    scorer(batch_size=8, max_concurrency=4).scores(COMPLETIONS)
+    assert [len(request.json["prompt"]) for request in server.requests] == [5, 5, 5, 5]
 
 
 def test_what_is_asked_for_twice_is_sent_once(server, scorer):

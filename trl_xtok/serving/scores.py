@@ -56,7 +56,7 @@ class ServedScorer:
     Args:
         servers: Replicas of one model; a request goes to the one that has least to do and is not away.
         model: Its name there.
-        batch_size: Completions of one request.
+        batch_size: Most completions of one request.
         max_concurrency: Requests that are under way at the same time, over all servers.
         cache: Where scores are kept, if they are.
 
@@ -205,13 +205,18 @@ class BackgroundScores:
                 self._failure = self._failure or error
             with self._changed:
                 self._known.update(scores)
+                self._threads -= 1
                 batch = self._take()
-                self._threads -= not batch
+                self._threads += bool(batch)
                 self._changed.notify_all()
 
     def _take(self) -> Sequence[Completion]:
         """What goes into the next request; nothing after a stop or a failure."""
-        size = 0 if self._stop.is_set() or self._failure is not None else self._scorer.batch_size
+        if self._stop.is_set() or self._failure is not None:
+            return []
+        # All requests that may be sent share what waits: the first of few completions does not wait for the last.
+        share = math.ceil(len(self._waiting) / (self._scorer.max_concurrency - self._threads))
+        size = min(share, self._scorer.batch_size)
         batch, self._waiting = self._waiting[:size], self._waiting[size:]
         return batch
 
