@@ -85,7 +85,11 @@ class EventMap:
             idle = torch.ones(len(logits), dtype=torch.bool, device=logits.device).index_fill_(0, self.columns, False)
             # They could be so likely that all others vanish beside them.
             logits.index_fill_(0, idle.nonzero().squeeze(1), -torch.inf)
-        totals = torch.stack([_logsumexp(lines) for lines in _tiles(logits, tile)]).logsumexp(0)
+        # Numbers that are kept one by one between tiles would leave holes where no further tile fits.
+        parts, memory = logits.new_empty(-(-len(logits) // tile), logits.shape[1]), torch.empty_like(logits[:tile])
+        for part, lines in zip(parts, _tiles(logits, tile), strict=True):
+            _logsumexp(lines, memory[: len(lines)], out=part)
+        totals = parts.logsumexp(0)
         for lines in _tiles(logits, tile):
             lines.sub_(totals)
             if self.classes is not None:
@@ -135,7 +139,9 @@ def _tiles(lines: Tensor, size: int) -> Iterator[Tensor]:
     return (lines[part] for part in slices(len(lines), size))
 
 
-def _logsumexp(lines: Float[Tensor, "lines rows"]) -> Float[Tensor, " rows"]:
+def _logsumexp(
+    lines: Float[Tensor, "lines rows"], memory: Float[Tensor, "lines rows"], *, out: Float[Tensor, " rows"]
+) -> None:
     """`lines.logsumexp(0)` in half the time; also where all are -inf."""
     largest = lines.amax(0).clamp_(min=torch.finfo(lines.dtype).min)
-    return (lines - largest).exp_().sum(0).log_().add_(largest)
+    torch.sum(torch.sub(lines, largest, out=memory).exp_(), 0, out=out).log_().add_(largest)

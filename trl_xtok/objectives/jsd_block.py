@@ -17,9 +17,9 @@ from .torch_logps import Plan, locate, slices, write_logits
 
 
 # Scores of one side and events, for a block of positions.
-BLOCK_BYTES = 48 * 2**20
+BLOCK_BYTES = 50 * 2**20
 # Scores of a few events for all positions of a block; the arithmetic goes over them several times.
-TILE_BYTES = 2**19
+TILE_BYTES = 3 * 2**17
 # Where there is no such cache, and in small vocabularies, there are this many tiles of events.
 TILES = 8
 # How many tensors of a tile live at one time.
@@ -76,6 +76,10 @@ class Pair(NamedTuple):
         """How many events there are."""
         return self.teacher_events.count(len(self.teacher_weight))
 
+    @property
+    def _has_cache(self) -> bool:
+        return self.teacher_weight.device.type == "cpu"
+
     def rows_per_block(self, vocab_size: int) -> int:
         """How many positions are compared at a time, by how many numbers live for each of them."""
         largest = max(vocab_size, len(self.teacher_weight))
@@ -83,14 +87,18 @@ class Pair(NamedTuple):
         in_half = self.student.dtype != self.student.float_dtype
         own = vocab_size * (2 if self.student.softcap else 1) + vocab_size * in_half // 2
         others = len(self.teacher_weight) * (2 if self.teacher.softcap else 1)
-        share = -(-self.num_events // TILES)
-        rows = max(1, room // (max(own, others) + self.num_events + TILE_TENSORS * share))
+        share, lasting = -(-self.num_events // TILES), max(own, others) + self.num_events
+        rows = room // (lasting + TILE_TENSORS * share)
+        if self._has_cache:
+            # Tiles are no larger than that, however many rows there are.
+            rows = max(rows, (room - TILE_TENSORS * TILE_BYTES // 4) // lasting)
+        rows = max(1, rows)
         return rows - rows % 8 if rows > 8 else rows
 
     def tile(self, rows: int) -> int:
         """How many events are worked on at a time."""
         share = -(-self.num_events // TILES)
-        return max(1, min(share, TILE_BYTES // (4 * rows))) if self.teacher_weight.device.type == "cpu" else share
+        return max(1, min(share, TILE_BYTES // (4 * rows))) if self._has_cache else share
 
     def buffers(self, student_head: Tensor) -> Buffers:
         """Memory for as many positions as are compared at a time."""

@@ -59,7 +59,7 @@ def vocab_jsd(
         beta: 0 forward KL, 1 reverse KL.
         temperature: Divides both sides' logits.
         block_size: As many logits as this number of positions has may be alive at a time, all intermediate results
-            counted, for the larger vocabulary; `None` keeps them under 48 MiB. One position is the least, and takes up
+            counted, for the larger vocabulary; `None` keeps them under 50 MiB. One position is the least, and takes up
             to four times its logits.
         sampled: An event per position whose log-ratio is asked for; any where it will not be read.
 

@@ -93,7 +93,7 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
         loss_backend (`str`, *optional*, defaults to `"auto"`):
             Who computes log-probs without logits: `"liger"`, `"torch"`, or `"auto"` (Liger on CUDA, if it can).
         block_size (`int`, *optional*):
-            Tokens whose logits exist at the same time. `None` keeps them under 32 MiB, and comparisons under 48 MiB.
+            Tokens whose logits exist at the same time. `None` keeps them under 32 MiB, and comparisons under 50 MiB.
         teacher_model_revision (`str`, *optional*):
             Branch, tag or commit of a teacher given by name, and of its tokenizer.
         load_teacher_in_4bit (`bool`, *optional*, defaults to `False`):
@@ -210,7 +210,7 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
     )
     block_size: int | None = field(
         default=None,
-        metadata={"help": "Number of tokens whose logits exist at the same time. None keeps them under 48 MiB."},
+        metadata={"help": "Number of tokens whose logits exist at the same time. None keeps them under 50 MiB."},
     )
     eval_on_dataset: bool = field(
         default=False,
