@@ -78,6 +78,15 @@ def test_every_byte_of_a_phase_is_in_an_item():
     assert any("not run on real hardware" in note for note in plan.notes)
 
 
+def test_an_offloaded_teacher_has_said_all_of_a_step_before_the_student_trains():
+    def states(**changes) -> int:
+        spec = run(objective="prefix_jsd", gradient_accumulation_steps=4, **changes)
+        return plan_memory(spec, gpus=()).phases["student"]["teacher states"]
+
+    assert states() == 2 * (2 * 12 * 64 * 4)
+    assert states(offload_teacher=True) == 4 * (2 * 12 * 64 * 4)
+
+
 def test_checkpointing_offloading_and_smaller_groups_save_memory():
     long = {"prompt_length": 200, "max_new_tokens": 50}
     assert peak(**long) < peak(**long, gradient_checkpointing=None)

@@ -6,6 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.training.runs import shared_tokenizers
+from trl_xtok.training.objective import Objective
 
 
 @pytest.mark.parametrize("objective", ["chunk_rkl", "prefix_jsd"])
@@ -33,6 +34,20 @@ def test_a_teacher_is_frozen_and_never_in_training_mode(make_trainer, load, teac
     assert {name: tensor.shape for name, tensor in saved.items()} == {
         name: tensor.shape for name, tensor in trainer.model.state_dict().items()
     }
+
+
+def test_hidden_states_of_the_teacher_are_let_go_with_their_micro_batch(make_trainer, monkeypatch):
+    scored, held, score = [], [], Objective.score
+
+    def noting(objective, batch, teachers):
+        score(objective, batch, teachers)
+        scored.append(batch)
+        held.append(sum(each.starts is not None for each in scored))
+
+    monkeypatch.setattr(Objective, "score", noting)
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 1}
+    make_trainer(arguments=shared_tokenizers(), objective="prefix_jsd", **settings).train()
+    assert held == [1, 1, 1, 1]
 
 
 # Offloading between scorings. Without a second device the moves can be seen, but not what they save.

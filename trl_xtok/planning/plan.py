@@ -213,10 +213,11 @@ def _block_bytes(run: RunSpec, config: PreTrainedConfig) -> int:
 
 
 def _state_bytes(run: RunSpec, walk: Walk) -> int:
-    """The teacher's hidden states, one per chunk at most, of all micro-batches of a step."""
+    """The teacher's hidden states, one per chunk at most, of a micro-batch and the next one, or of the whole step."""
     if not run.compares or run.teacher is None:
         return 0
-    chunks = min(walk.completion, run.max_new_tokens) * walk.rows * run.gradient_accumulation_steps
+    micro_batches = run.gradient_accumulation_steps if run.offload_teacher else min(run.gradient_accumulation_steps, 2)
+    chunks = min(walk.completion, run.max_new_tokens) * walk.rows * micro_batches
     return chunks * run.teacher.config.get_text_config().hidden_size * run.teacher.dtype.itemsize
 
 

@@ -142,6 +142,8 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
         metrics = self._run_log.metrics[mode]
         with self._keeping_finished_steps(), metrics.timed("student"):
             loss = SFTTrainer.training_step(self, model, inputs, num_items_in_batch)
+            # The parent holds on to the micro-batch until the step is over.
+            batch.starts = None
             if (upcoming := next(self._upcoming, None)) is not None and not upcoming.is_scored:
                 # A device of the teacher's own computes while the student's is busy with what it was just given.
                 with metrics.timed("teacher"):
