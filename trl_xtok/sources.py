@@ -25,7 +25,12 @@ def in_one_line(error: Exception) -> str:
 
 
 def not_loaded(
-    what: Literal["tokenizer", "configuration"], name: str, error: Exception, gguf_file: str | None = None
+    what: Literal["tokenizer", "configuration"],
+    name: str,
+    error: Exception,
+    *,
+    gguf_file: str | None = None,
+    subfolder: str | None = None,
 ) -> str:
     """What to say where the tokenizer or the configuration of a model could not be loaded.
 
@@ -34,6 +39,7 @@ def not_loaded(
         name: The folder of the model, or its name on the Hub.
         error: What the library said.
         gguf_file: The file in it that was to be read, if there was one.
+        subfolder: The folder in it that was to be read, if there was one.
     """
     path = Path(name).expanduser()
     if not name or path.is_file():
@@ -41,12 +47,16 @@ def not_loaded(
         return f"{found}. {_GIVE}"
     if not path.is_dir() and _is_path(name):
         return f"There is no folder {name!r}. {_GIVE}"
-    if path.is_dir() and gguf_file is not None and not (path / gguf_file).exists():
+    folder = path / (subfolder or "")
+    if path.is_dir() and not folder.is_dir():
+        return f"There is no folder {subfolder!r} in {name!r}. Check `subfolder`."
+    if path.is_dir() and gguf_file is not None and not (folder / gguf_file).exists():
         return f"There is no file {gguf_file!r} in {name!r}. Check `gguf_file`."
-    if path.is_dir() and gguf_file is None and not any((path / file).exists() for file in _FILES[what]):
+    if path.is_dir() and gguf_file is None and not any((folder / file).exists() for file in _FILES[what]):
         return (
-            f"The folder {name!r} holds no {what}: there is none of {', '.join(_FILES[what])} in it. Give the folder "
-            "of a whole model; for an adapter, that of its base model."
+            f"The folder {name if folder == path else str(folder)!r} holds no {what}: there is none of "
+            f"{', '.join(_FILES[what])} in it. Give the folder of a whole model; for an adapter, that of its base "
+            "model."
         )
     return (
         f"The {what} of {name!r} cannot be loaded: {in_one_line(error)} Check the name or path (and your login and "

@@ -123,6 +123,28 @@ def test_a_gguf_file_that_is_not_there_is_named(tmp_path, student_path):
         tiny_trainer(student_path, str(tmp_path), args, **shared_tokenizers())
 
 
+# A folder in the folder.
+
+
+def test_a_teacher_in_a_subfolder_trains_a_student(tmp_path, student_path, teacher_path):
+    shutil.copytree(teacher_path, tmp_path / "models" / "inner")
+    args = tiny_args(tmp_path / "run", teacher_model_init_kwargs={"subfolder": "inner"}, max_steps=1)
+    trainer = tiny_trainer(student_path, str(tmp_path / "models"), args, **shared_tokenizers())
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_a_subfolder_that_is_not_there_or_holds_no_model_is_named(tmp_path, student_path):
+    (tmp_path / "empty").mkdir()
+    for subfolder, said in (
+        ("missing", "There is no folder 'missing' in"),
+        ("empty", "empty' holds no configuration"),
+    ):
+        args = tiny_args(tmp_path, teacher_model_init_kwargs={"subfolder": subfolder})
+        with pytest.raises(ModelError, match=said):
+            tiny_trainer(student_path, str(tmp_path), args, **shared_tokenizers())
+
+
 # Adapters.
 
 

@@ -165,7 +165,7 @@ def _base_of_adapter(name: str, source: Mapping[str, Any]) -> str | None:
     except OSError:
         # A path that is not there; who reads the model says so.
         return None
-    if path is None or (Path(name) / CONFIG_NAME).exists():
+    if path is None or Path(name, where.get("subfolder") or "", CONFIG_NAME).exists():
         return None
     return PeftConfig.from_pretrained(name, **where).base_model_name_or_path
 
@@ -189,7 +189,8 @@ def _read(
     try:
         return load(name, **source)
     except (ImportError, OSError, ValueError) as error:
-        raise failure(not_loaded(what, name, error, source.get("gguf_file"))) from error
+        places = {key: source.get(key) for key in ("gguf_file", "subfolder")}
+        raise failure(not_loaded(what, name, error, **places)) from error
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
