@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from tests import real_tokenizers
 from tests.serving.model_server import ModelServer
+from trl_xtok import CrossTokenizerGKDTrainer
 from trl_xtok.errors import ServerError
 
 
@@ -75,6 +76,24 @@ def test_a_run_goes_on_with_the_replica_that_is_left(run, server, teacher, caplo
         # Each is asked for a score at the start.
         assert Counter(server.scored + second.scored) == expected + Counter([probe])
     assert "What it was asked goes to another server" in caplog.text
+
+
+def test_a_step_that_failed_in_its_midst_is_done_again_with_the_same_dropout(run, monkeypatch):
+    changes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    straight = run(**changes)
+    take, taken = CrossTokenizerGKDTrainer._take_scores, []
+
+    def fail(trainer, batches, mode):
+        taken.append(trainer.state.global_step)
+        if taken.count(2) == 2:
+            raise ServerError("It is gone.")
+        take(trainer, batches, mode)
+
+    with monkeypatch.context() as patched, pytest.raises(ServerError, match="gone"):
+        patched.setattr(CrossTokenizerGKDTrainer, "_take_scores", fail)
+        run(**changes)
+    resumed = run(resume=True, **changes)
+    assert all(torch.equal(straight[name], weight) for name, weight in resumed.items())
 
 
 def test_a_run_without_its_server_is_saved_and_can_go_on(run, server, teacher, tmp_path):

@@ -36,6 +36,29 @@ def sampling_seed(*numbers: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+class RandomState:
+    """The random state that a step begins with.
+
+    Args:
+        device: Where the student is.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device, self._host = device, torch.get_rng_state()
+        self._on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def kept_on_failure(self) -> Iterator[None]:
+        """Go back to it if the block fails: a step that is done again then has the same dropout."""
+        try:
+            yield
+        except Exception:
+            torch.set_rng_state(self._host)
+            if self._on_device is not None:
+                torch.cuda.set_rng_state(self._on_device, self._device)
+            raise
+
+
 def evaluation_seed(args: CrossTokenizerGKDConfig, batch: int) -> AbstractContextManager[None]:
     """Make what is sampled for an evaluation batch the same in every evaluation.
 

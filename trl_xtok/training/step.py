@@ -27,7 +27,7 @@ from .evaluation import EvaluatingGKDTrainer
 from .metrics import Mode
 from .objective import LOSS_PARTS, Objective, student_scores, token_losses
 from .off_policy import is_on_policy, read_completions
-from .rollouts import OnWritten, generate_completions, sampling_seed
+from .rollouts import OnWritten, RandomState, generate_completions, sampling_seed
 from .run_log import RunLog
 from .scoring import completion_logps, in_forward
 from .segmentation import add_canonical_paths
@@ -54,6 +54,7 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
     _run_log: RunLog
     _written: Callable[[Sequence[dict[str, Tensor]]], list[list[int]]]
     _upcoming: Iterator[MicroBatch]
+    _random_state: RandomState
 
     # `compute_loss` divides by the trained tokens of the whole optimizer step.
     loss_is_scaled_for_ga: ClassVar = True
@@ -71,6 +72,7 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
             return [], None
         # The first window of a run, resumed or not, finds the model as it was loaded: in evaluation mode.
         self.model.train()
+        self._random_state = RandomState(self.args.device)
         seed = self.args.seed, self.state.global_step, self.args.process_index
         with self._keeping_finished_steps(), sampling_seed(*seed, device=self.args.device):
             return self._make_window(prompts, "train" if is_on_policy(self.args, self.state.global_step) else _OFF)
@@ -140,7 +142,7 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
         batch: MicroBatch = inputs["micro_batch"]
         mode = self._mode_of(batch)
         metrics = self._run_log.metrics[mode]
-        with self._keeping_finished_steps(), metrics.timed("student"):
+        with self._keeping_finished_steps(), self._random_state.kept_on_failure(), metrics.timed("student"):
             loss = SFTTrainer.training_step(self, model, inputs, num_items_in_batch)
             # The parent holds on to the micro-batch until the step is over.
             batch.starts = None
