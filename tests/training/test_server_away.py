@@ -1,6 +1,7 @@
 """Runs whose teacher's server goes away: it comes back, another one is left, or nobody is."""
 
 import logging
+import time
 from collections import Counter
 from threading import Timer
 
@@ -94,6 +95,25 @@ def test_a_step_that_failed_in_its_midst_is_done_again_with_the_same_dropout(run
         run(**changes)
     resumed = run(resume=True, **changes)
     assert all(torch.equal(straight[name], weight) for name, weight in resumed.items())
+
+
+class Stop(TrainerCallback):
+    """Ends the run between two micro-batches."""
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_ends_between_micro_batches_asks_for_nothing_more(served, server):
+    sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "generation_batch_size": 4}
+    trainer = served(arguments={"callbacks": [Stop()]}, teacher_server_max_concurrency=1, **sizes)
+    trainer.teacher.scorer.batch_size, server.delay = 1, 0.3
+    probed = len(server.requests)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    time.sleep(1.0)
+    # The second one was under way.
+    assert len(server.requests) == probed + 2
 
 
 def test_a_run_without_its_server_is_saved_and_can_go_on(run, server, teacher, tmp_path):

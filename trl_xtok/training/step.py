@@ -59,6 +59,13 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
     # `compute_loss` divides by the trained tokens of the whole optimizer step.
     loss_is_scaled_for_ga: ClassVar = True
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """See [`ResumableGKDTrainer.train`]; however it ends, the teacher is asked for nothing more."""
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.teacher.forget()
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor | None]:
