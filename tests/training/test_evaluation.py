@@ -3,10 +3,12 @@
 import pandas as pd
 import pytest
 from datasets import Dataset, IterableDataset
+from transformers import TrainerCallback
 
 from tests.training.runs import logged, shared_tokenizers, write
 from tests.training.tiny_models import PROMPTS, prompt_dataset
 from trl_xtok.errors import ConfigError, DataError
+from trl_xtok.training.guards import CoverageGuard
 
 
 TURNS = [
@@ -160,3 +162,22 @@ def test_what_reads_the_students_completions_is_refused(build):
         build(arguments={"compute_metrics": dict}, eval_on_dataset=True)
     with pytest.raises(ConfigError, match="`predict` returns what the student writes"):
         build(eval_on_dataset=True).predict(WRITTEN)
+
+
+class EvaluateInMidStep(TrainerCallback):
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.trainer.evaluate()
+
+
+def test_an_evaluation_between_micro_batches_leaves_the_coverage_of_the_step_alone(make_trainer, monkeypatch):
+    seen, sizes = [], {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 1}
+    monkeypatch.setattr(CoverageGuard, "check", lambda guard, coverage: seen.append(coverage))
+    for callbacks in ([], [EvaluateInMidStep()]):
+        trainer = make_trainer(
+            arguments={"eval_dataset": prompt_dataset(PROMPTS[2:]), "callbacks": callbacks}, **sizes
+        )
+        for callback in callbacks:
+            callback.trainer = trainer
+        trainer.train()
+    assert len(seen) == 2
+    assert seen[0] == seen[1] < 1

@@ -97,6 +97,29 @@ def test_a_step_that_failed_in_its_midst_is_done_again_with_the_same_dropout(run
     assert all(torch.equal(straight[name], weight) for name, weight in resumed.items())
 
 
+def test_a_trainer_that_trains_again_after_half_a_step_does_not_count_it(served, monkeypatch):
+    sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 1, "logging_steps": 1}
+    straight, again = served(**sizes), served(**sizes)
+    straight.train()
+    take, taken = again._take_scores, []
+
+    def fail(batches, mode):
+        taken.append(mode)
+        if len(taken) == 2:
+            raise ServerError("It is gone.")
+        take(batches, mode)
+
+    monkeypatch.setattr(again, "_take_scores", fail)
+    with pytest.raises(ServerError, match="gone"):
+        again.train()
+    again.train()
+    (first, _), (second, _) = (trainer.state.log_history for trainer in (straight, again))
+    timed = [name for name in first if "time" in name]
+    assert {name: second[name] for name in first if name not in timed} == pytest.approx(
+        {name: value for name, value in first.items() if name not in timed}
+    )
+
+
 class Stop(TrainerCallback):
     """Ends the run between two micro-batches."""
 

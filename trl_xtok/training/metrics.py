@@ -83,9 +83,10 @@ class RunMetrics:
         self.collected: dict[str, float] = {}
         # Seconds of the phases that ended within the one that is being timed.
         self._within = 0.0
-        self._start_over()
+        self.start_over()
 
-    def _start_over(self) -> None:
+    def start_over(self) -> None:
+        """Forget what was added since the last log."""
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._extremes: dict[str, list[float]] = {name: [] for name in _EXTREMES}
 
@@ -141,7 +142,7 @@ class RunMetrics:
         extremes = ranks[:, len(_SUMS) :]
         low = dict(zip(_EXTREMES, extremes[:, : len(_EXTREMES)].amin(0).tolist(), strict=True))
         high = dict(zip(_EXTREMES, extremes[:, len(_EXTREMES) :].amax(0).tolist(), strict=True))
-        self._start_over()
+        self.start_over()
         self._num_tokens += int(sums["tokens"])
         self.collected = sums
         return {"num_tokens": self._num_tokens, **_named(sums, low, high)} if sums["rollouts"] else {}

@@ -52,16 +52,21 @@ class RunLog:
         self._warnings = EarlyWarnings()
         # Of the last optimizer step or evaluation batch.
         self._scored: list[Scored] = []
-        self._counts: list[Tensor] = []
+        self._counts: dict[Mode, list[Tensor]] = {mode: [] for mode in self.metrics}
         self._evaluated: list[Row] = []
         self._evaluated_chunks: list[Row] = []
         self._compute_metrics: ComputeMetrics | None = None
         self._keeps_evaluations = False
 
+    def start_training(self) -> None:
+        """Forget what an earlier call of `train` did not log, such as half a step."""
+        for mode in ("train", "off_policy"):
+            self.metrics[mode].start_over()
+
     def start_step(self, mode: Mode) -> None:
         """Take note that an optimizer step, or an evaluation batch, begins."""
         self.metrics[mode].add({"steps": 1.0})
-        self._scored, self._counts = [], []
+        self._scored, self._counts[mode] = [], []
 
     def check_coverage(self, mode: Mode) -> None:
         """Stop the run if too little was trained on in the optimizer step whose last micro-batch was just added.
@@ -69,7 +74,7 @@ class RunLog:
         Raises:
             CoverageError: If the coverage of steps of this kind stays below `min_coverage`.
         """
-        scored, _, _, sampled = self._accelerator.reduce(torch.stack(self._counts).sum(0), "sum").tolist()
+        scored, _, _, sampled = self._accelerator.reduce(torch.stack(self._counts[mode]).sum(0), "sum").tolist()
         self._guards[mode].check(scored / max(sampled, 1))
 
     def add(
@@ -83,7 +88,7 @@ class RunLog:
         """Take note of a micro-batch and of what came out of it."""
         self.metrics[mode].add_rollouts(batch)
         self.metrics[mode].add(sums)
-        self._counts.append(batch.counts())
+        self._counts[mode].append(batch.counts())
         if self._reads_completions(mode):
             # Not kept alive until the next step: all that is large.
             kept = replace(batch, packed={}, starts=None, canonical=None)

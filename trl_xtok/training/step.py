@@ -61,6 +61,7 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """See [`ResumableGKDTrainer.train`]; however it ends, the teacher is asked for nothing more."""
+        self._run_log.start_training()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -147,6 +148,8 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward on one micro-batch, which is sampled already."""
         batch: MicroBatch = inputs["micro_batch"]
+        # An evaluation between two micro-batches leaves it in evaluation mode.
+        model.train()
         mode = self._mode_of(batch)
         metrics = self._run_log.metrics[mode]
         with self._keeping_finished_steps(), self._random_state.kept_on_failure(), metrics.timed("student"):
