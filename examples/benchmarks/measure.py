@@ -2,8 +2,9 @@
 
     python -m examples.benchmarks.measure '{"case": "chunk_rkl", "repeats": 3, "sizes": {"tokens": 32, ...}}'
 
-Prints one line of JSON: `seconds`, the shortest of the repeats; `peak`, the most bytes in use above the inputs during
-the first one, gradients included; or `skipped`, with the reason.
+Prints one line of JSON: `seconds`, the shortest of the repeats; `products`, the same of its matrix products alone, in
+turn with it, since a machine's speed changes from minute to minute; `peak`, the most bytes in use above the inputs
+during the first repeat, gradients included; or `skipped`, with the reason.
 """
 
 import ctypes
@@ -72,7 +73,7 @@ def small(case: Case, sizes: Sizes) -> Sizes:
 
 
 def measure(case: Case, sizes: Sizes, repeats: int) -> dict[str, float]:
-    """Seconds and peak memory of a case."""
+    """Seconds of a case and of its products, and its peak memory."""
     case.prepare(small(case, sizes))()
     run = case.prepare(sizes)
     gc.collect()
@@ -81,9 +82,12 @@ def measure(case: Case, sizes: Sizes, repeats: int) -> dict[str, float]:
     seconds = [timed(run, sizes.device)]
     peak = peak_memory(sizes.device) - before
     del ballast
+    products = CASES[case.products].prepare(sizes)
+    bases = [timed(products, sizes.device)]
     while len(seconds) < repeats and sum(seconds) < LONG_ENOUGH:
         seconds.append(timed(run, sizes.device))
-    return {"seconds": min(seconds), "peak": peak}
+        bases.append(timed(products, sizes.device))
+    return {"seconds": min(seconds), "products": min(bases), "peak": peak}
 
 
 def main(request: dict[str, Any]) -> None:
