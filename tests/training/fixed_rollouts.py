@@ -107,7 +107,7 @@ def scored_step(
 ) -> list[MicroBatch]:
     """The micro-batches of `whole_step`, with the teacher's scores."""
     batches = [inputs["micro_batch"] for inputs in whole_step(trainer, prompts, batch_size)[0]]
-    trainer._take_scores(batches, "train")
+    trainer._take_scores(batches)
     return batches
 
 

@@ -84,11 +84,11 @@ def test_a_step_that_failed_in_its_midst_is_done_again_with_the_same_dropout(run
     straight = run(**changes)
     take, taken = CrossTokenizerGKDTrainer._take_scores, []
 
-    def fail(trainer, batches, mode):
+    def fail(trainer, batches):
         taken.append(trainer.state.global_step)
         if taken.count(2) == 2:
             raise ServerError("It is gone.")
-        take(trainer, batches, mode)
+        take(trainer, batches)
 
     with monkeypatch.context() as patched, pytest.raises(ServerError, match="gone"):
         patched.setattr(CrossTokenizerGKDTrainer, "_take_scores", fail)
@@ -103,11 +103,11 @@ def test_a_trainer_that_trains_again_after_half_a_step_does_not_count_it(served,
     straight.train()
     take, taken = again._take_scores, []
 
-    def fail(batches, mode):
-        taken.append(mode)
+    def fail(batches):
+        taken.append(batches)
         if len(taken) == 2:
             raise ServerError("It is gone.")
-        take(batches, mode)
+        take(batches)
 
     monkeypatch.setattr(again, "_take_scores", fail)
     with pytest.raises(ServerError, match="gone"):

@@ -15,10 +15,11 @@ from .checkpoints import ResumableGKDTrainer
 from .config import CrossTokenizerGKDConfig
 from .data import PromptCollator
 from .dataset_checks import prepare_evaluation
-from .metrics import Mode
 from .rollouts import evaluation_seed
 from .run_log import RunLog
 from .setup import refuse_nothing_written
+from .teachers import Teaching
+from .window import Mode
 
 
 class EvaluatingGKDTrainer(ResumableGKDTrainer):
@@ -28,6 +29,7 @@ class EvaluatingGKDTrainer(ResumableGKDTrainer):
     args: CrossTokenizerGKDConfig
     compute_metrics: Callable[[EvalPrediction], dict] | None
     data_collator: Any
+    teacher: Teaching
     _eval_collator: Any
     _run_log: RunLog
     _eval_batches: int
@@ -93,8 +95,11 @@ class EvaluatingGKDTrainer(ResumableGKDTrainer):
         """Evaluate with the same random numbers every time."""
         self._eval_batches = 0
         self._run_log.start_evaluation(self.compute_metrics)
-        with self._keeping_finished_steps():
-            output = super().evaluation_loop(*args, **kwargs)
+        try:
+            with self._keeping_finished_steps():
+                output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.teacher.forget()
         prefix = kwargs.get("metric_key_prefix", "eval")
         # What the user's own metrics are called does not hide the loss.
         output.metrics.update({**self._run_log.end_evaluation(self.state.global_step, prefix), **output.metrics})

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from accelerate.logging import get_logger
 
 from ..errors import CoverageError
-from .metrics import DROP_REASONS, Mode
+from .metrics import DROP_REASONS
+from .window import Mode
 
 
 logger = get_logger(__name__)

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -31,8 +30,6 @@ DROP_REASONS = (
     "unspellable",
     "whitespace",
 )
-# Kinds of steps that are reported apart.
-Mode = Literal["train", "off_policy", "eval"]
 PHASES = ("rollout", "align", "teacher", "student")
 _SUMS = (
     "tokens",

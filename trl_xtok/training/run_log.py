@@ -19,8 +19,8 @@ from .completion_log import Row, completion_rows, write_completions
 from .config import CrossTokenizerGKDConfig
 from .data import decode_references
 from .guards import CoverageGuard, EarlyWarnings
-from .metrics import Mode, RunMetrics
-from .window import MicroBatch
+from .metrics import RunMetrics
+from .window import MicroBatch, Mode
 
 
 ComputeMetrics = Callable[[EvalPrediction], Mapping[str, Any]]
@@ -83,13 +83,12 @@ class RunLog:
         student_logps: Float[Tensor, " tokens"],
         credited: Credited | None,
         sums: Mapping[str, Tensor | float],
-        mode: Mode,
     ) -> None:
         """Take note of a micro-batch and of what came out of it."""
-        self.metrics[mode].add_rollouts(batch)
-        self.metrics[mode].add(sums)
-        self._counts[mode].append(batch.counts())
-        if self._reads_completions(mode):
+        self.metrics[batch.mode].add_rollouts(batch)
+        self.metrics[batch.mode].add(sums)
+        self._counts[batch.mode].append(batch.counts())
+        if self._reads_completions(batch.mode):
             # Not kept alive until the next step: all that is large.
             kept = replace(batch, packed={}, starts=None, canonical=None)
             self._scored.append(Scored(kept, student_logps.detach(), credited))

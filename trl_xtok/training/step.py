@@ -6,7 +6,6 @@ the ones behind it are still on their way.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -24,7 +23,6 @@ from .data import unpad
 from .dataset_checks import refuse_short_stream
 from .engine_rollouts import EngineRollouts
 from .evaluation import EvaluatingGKDTrainer
-from .metrics import Mode
 from .objective import LOSS_PARTS, Objective, student_scores, token_losses
 from .off_policy import is_on_policy, read_completions
 from .rollouts import OnWritten, RandomState, generate_completions, sampling_seed
@@ -33,7 +31,7 @@ from .scoring import completion_logps, in_forward
 from .segmentation import add_canonical_paths
 from .teachers import Teacher, Teaching
 from .trl_compat import SFTTrainer, unwrap_model_for_generation
-from .window import MicroBatch, StudentScores
+from .window import MicroBatch, Mode, StudentScores
 
 
 _OFF: Mode = "off_policy"
@@ -101,10 +99,10 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
         batches = self.objective.assemble_window(windows, **options)
         for batch in batches:
             # Those that only fill up a batch are empty.
-            batch.rollouts = batch.rollouts[:rows]
+            batch.rollouts, batch.mode = batch.rollouts[:rows], mode
         self._run_log.start_step(mode)
         with metrics.timed("student"):
-            trained = self._fix_window(batches, mode)
+            trained = self._fix_window(batches)
         self._upcoming = iter(batches[1:])
         # The parent counts floating-point operations and tokens from what the model reads.
         return [{**b.packed, "micro_batch": b} for b in batches], trained
@@ -122,21 +120,21 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **checkpointing) as student:
             return in_forward(student, self.accelerator, sample)
 
-    def _fix_window(self, batches: Sequence[MicroBatch], mode: Mode) -> Tensor:
+    def _fix_window(self, batches: Sequence[MicroBatch]) -> Tensor:
         """Fix what depends on the whole optimizer step; return the number of its trained tokens."""
         counts = self.accelerator.reduce(torch.stack([batch.counts() for batch in batches]).sum(0), "sum")
         is_whole_step = len(batches) == self.accelerator.num_processes == 1
         charge_mean = self.args.dropped_advantage == "mean" and counts[1] > 0
         needs_mean = batches[0].selection.on_policy and (self.args.advantage_baseline == "mean" or charge_mean)
         if (needs_mean and not is_whole_step) or self.args.offload_teacher:
-            self._take_scores(batches, mode)
+            self._take_scores(batches)
         if needs_mean and not is_whole_step:
             fix_means(batches, partial(self._student_scores, self.model), self.args, self.accelerator)
         return counts[2].clamp(min=1)
 
-    def _take_scores(self, batches: Sequence[MicroBatch], mode: Mode) -> None:
+    def _take_scores(self, batches: Sequence[MicroBatch]) -> None:
         """Have the teachers' scores of micro-batches, and what belongs to them; to be called on all ranks."""
-        metrics, teachers = self._run_log.metrics[mode], [*self.teachers.values()]
+        metrics, teachers = self._run_log.metrics[batches[0].mode], [*self.teachers.values()]
         with metrics.timed("teacher"), self.teacher.on_device():
             for batch in batches:
                 self.objective.score(batch, teachers)
@@ -148,10 +146,7 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward on one micro-batch, which is sampled already."""
         batch: MicroBatch = inputs["micro_batch"]
-        # An evaluation between two micro-batches leaves it in evaluation mode.
-        model.train()
-        mode = self._mode_of(batch)
-        metrics = self._run_log.metrics[mode]
+        metrics = self._run_log.metrics[batch.mode]
         with self._keeping_finished_steps(), self._random_state.kept_on_failure(), metrics.timed("student"):
             loss = SFTTrainer.training_step(self, model, inputs, num_items_in_batch)
             # The parent holds on to the micro-batch until the step is over.
@@ -161,7 +156,7 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
                 with metrics.timed("teacher"):
                     self.objective.score_ahead(upcoming, [*self.teachers.values()])
         if self.accelerator.sync_gradients and not batch.selection.imitate:
-            self._run_log.check_coverage(mode)
+            self._run_log.check_coverage(batch.mode)
         return loss
 
     def compute_loss(
@@ -169,30 +164,16 @@ class SteppingGKDTrainer(EvaluatingGKDTrainer):
     ):
         """The loss of the micro-batch, per trained token of the optimizer step."""
         batch: MicroBatch = inputs["micro_batch"]
-        mode = self._mode_of(batch)
         if not batch.is_scored:
-            self._take_scores([batch], mode)
+            self._take_scores([batch])
         scores = self._student_scores(model, batch)
         losses, sums, credited = token_losses(scores, batch, self.objective, self.args)
         # DDP averages over the ranks; the normalizer counts the tokens of all of them.
         scale = self.accelerator.num_processes / num_items_in_batch
         loss = losses.sum() * scale
         sums |= {"loss": loss.detach()} | {name: sums[name] * scale for name in LOSS_PARTS if name in sums}
-        self._run_log.add(batch, scores.logps, credited, sums, mode)
+        self._run_log.add(batch, scores.logps, credited, sums)
         return (loss, None) if return_outputs else loss
-
-    @contextmanager
-    def _keeping_finished_steps(self) -> Iterator[None]:
-        """As the parent; and a step that ends in the midst asks the teacher for nothing more."""
-        with super()._keeping_finished_steps():
-            try:
-                yield
-            except BaseException:
-                self.teacher.forget()
-                raise
-
-    def _mode_of(self, batch: MicroBatch) -> Mode:
-        return "eval" if not self.model.training else "train" if batch.selection.on_policy else _OFF
 
     def _student_logps(self, model: nn.Module, packed: dict[str, Tensor]) -> Float[Tensor, " tokens"]:
         score = partial(completion_logps, packed=packed, **self.args.scoring)

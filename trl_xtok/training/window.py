@@ -8,7 +8,7 @@ the teacher then turns out to say nothing.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,8 @@ from .selection import Selection
 from .vocab_comparison import ChunkStarts
 
 
+# Kinds of steps that are reported apart.
+Mode = Literal["train", "off_policy", "eval"]
 # What the student itself made unscorable; the rest of the reasons lie with the teacher or the length limit.
 CHARGED_REASONS = frozenset({"invalid_utf8", "unknown_id"})
 
@@ -149,6 +151,7 @@ class MicroBatch:
         weights: Of the loss of each completion token; `None` if all weigh the same.
         means: What the whole optimizer step decides; `None` if the micro-batch is all of it.
         rollouts: What the micro-batch was made of.
+        mode: The kind of step that it belongs to.
     """
 
     packed: dict[str, Tensor]
@@ -168,6 +171,7 @@ class MicroBatch:
     weights: Float[Tensor, " tokens"] | None = None
     means: Means | None = None
     rollouts: Sequence[Rollout] = field(default=())
+    mode: Mode = "train"
 
     def counts(self) -> Int[Tensor, "4"]:
         """Numbers of scored, charged, trained and all completion tokens."""
