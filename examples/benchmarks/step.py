@@ -1,7 +1,7 @@
 """Whole step: seconds of one optimizer step (rollout, teacher, student, update), side by side with TRL's trainers.
 
     python -m examples.benchmarks.step
-    python -m examples.benchmarks.step --tokens 8 16 --batch-size 2 4 --steps 1
+    python -m examples.benchmarks.step --tokens 8 16 --batch-size 4 2 --steps 1
 
 Student and teachers are two-layer models with random weights, in float32, with real tokenizers and vocabulary sizes: a
 Llama with Llama 3's tokenizer, a Qwen 2 with Qwen 3's, and for the trainers that need one vocabulary a wider Llama
@@ -213,7 +213,7 @@ def read_arguments() -> argparse.Namespace:
     """What is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 32, 128], help="length of every completion")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[4, 2, 8])
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[8, 4, 2])
     parser.add_argument("--steps", type=int, default=3, help="the shortest counts; one more is taken before")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for benchmark_step.svg")
     parser.add_argument("--only", nargs="+", choices=list(TRAINERS), default=list(TRAINERS), metavar="NAME")
