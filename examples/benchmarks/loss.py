@@ -52,6 +52,11 @@ class Result:
     products: float
     peak: float
 
+    @property
+    def times(self) -> float:
+        """How many times as long as its products it takes."""
+        return self.seconds / self.products
+
 
 def read_arguments() -> argparse.Namespace:
     """What is measured, and where the chart goes."""
@@ -97,7 +102,12 @@ def measure(case: str, sizes: Sizes, arguments: argparse.Namespace) -> Result | 
     if "skipped" in answer:
         return _skip(label, answer["skipped"])
     result = Result(case, sizes.tokens, sizes.hidden, **answer)
-    print(f"{label}: {number(result.seconds)} s, {number(result.peak / MIB)} MiB", file=sys.stderr, flush=True)
+    seconds, mebibytes = number(result.seconds), number(result.peak / MIB)
+    print(
+        f"{label}: {seconds} s, {number(result.times)} times the products, {mebibytes} MiB",
+        file=sys.stderr,
+        flush=True,
+    )
     return result
 
 
@@ -138,7 +148,7 @@ def table(results: Sequence[Result]) -> str:
             str(result.tokens),
             str(result.hidden),
             number(result.seconds),
-            number(result.seconds / result.products),
+            number(result.times),
             number(result.peak / MIB),
             times_gold(result),
         ]
