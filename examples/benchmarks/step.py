@@ -192,9 +192,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         by_number = sorted((r.completions, r.seconds) for r in own if r.tokens == first.tokens)
         for panel, points in zip(panels, (by_length, by_number), strict=True):
             panel.plot(*zip(*points, strict=True), label=name, **style)
-            # Above its line or below, away from its neighbour, whose line may end in the same place.
-            side = "top" if name == "TRL GOLD, hybrid" else "bottom"
-            panel.annotate(f" {name}", points[-1], fontsize=7, color=colour, va=side)
+            panel.annotate(f" {name}", points[-1], fontsize=7, color=colour, va="bottom")
     panels[0].set_xlabel(f"tokens of each of {first.completions} completions")
     panels[1].set_xlabel(f"completions of {first.tokens} tokens")
     panels[0].set_ylabel("seconds per optimizer step")
