@@ -88,3 +88,17 @@ def test_autocast_leaves_float64_alone():
     with torch.autocast("cpu", torch.bfloat16):
         logps = token_logps(hidden, weight, targets)
     torch.testing.assert_close(logps, plain_logps(hidden, LMHead(weight), targets))
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+def test_logits_that_are_all_large_lose_no_digits(trains):
+    hidden, weight, _, targets, upstream = operands(trains=False)
+
+    def result(offset):
+        # Multiples of 1/64 stay exact beside the offset.
+        states, head = ((each.detach() * 8).round() / 8 for each in (hidden, weight))
+        inputs = [each.requires_grad_() for each in ([states, head] if trains else [states])]
+        logps = token_logps(states, LMHead(head, torch.full((len(head),), offset)), targets)
+        return logps, *torch.autograd.grad(logps, inputs, upstream)
+
+    torch.testing.assert_close(result(4096.0), result(0.0), atol=1e-6, rtol=1e-6)

@@ -214,3 +214,63 @@ def test_as_many_positions_on_both_sides():
     hidden, head, teacher_hidden, teacher_head, _ = pair(trains=False)
     with pytest.raises(ModelError, match="13 positions of the student were given with 12"):
         divergences(hidden, head, teacher_hidden[1:], teacher_head, student_events=ALL, teacher_events=ALL)
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+@pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
+def test_logits_that_are_all_large_lose_no_digits(maps, trains):
+    hidden, head, teacher_hidden, teacher_head, _ = pair(trains=trains, same=maps[0] is ALL)
+
+    def result(offset):
+        # Multiples of 1/64 stay exact beside the offset.
+        ours, theirs = ((each.detach() * 8).round() / 8 for each in (hidden, teacher_hidden))
+        weights = [(each.weight.detach() * 8).round() / 8 for each in (head, teacher_head)]
+        heads = [LMHead(each, torch.full((len(each),), offset)) for each in weights]
+        inputs = [each.requires_grad_() for each in ([ours, weights[0]] if trains else [ours])]
+        values = divergences(ours, heads[0], theirs, heads[1], student_events=maps[0], teacher_events=maps[1])
+        return values, *torch.autograd.grad(values.sum(), inputs)
+
+    torch.testing.assert_close(result(4096.0), result(0.0), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
+def test_tokens_that_a_head_rules_out(maps, beta, trains):
+    hidden, head, teacher_hidden, teacher_head, upstream = pair(trains=trains, same=maps[0] is ALL)
+    biases = [each.bias.detach().clone() for each in (head, teacher_head)]
+    for bias, tokens in zip(biases, ([3, 8, 9], [3, 1, 25]), strict=True):
+        bias[tokens] = -torch.inf
+    ruled_out = [LMHead(each.weight, bias) for each, bias in zip((head, teacher_head), biases, strict=True)]
+    unlikely = [LMHead(each.weight, bias.clamp(min=-1e4)) for each, bias in zip(ruled_out, biases, strict=True)]
+    inputs = [hidden, head.weight] if trains else [hidden]
+    expected = plain_jsd(hidden, unlikely[0], teacher_hidden, unlikely[1], maps, beta)
+    actual = divergences(
+        hidden,
+        ruled_out[0],
+        teacher_hidden,
+        ruled_out[1],
+        student_events=maps[0],
+        teacher_events=maps[1],
+        beta=beta,
+    )
+    assert expected.isfinite().all()
+    assert_same_with_gradients(actual, expected, inputs, upstream, gradient_error=5e-3)
+
+
+def test_forward_kl_does_not_pull_at_a_class_that_the_student_hardly_ever_writes():
+    """Its log-prob ends at that of 1e-38, and so does the plain formula's."""
+    hidden = torch.tensor([[60.0, 1.0]], requires_grad=True)
+    heads = LMHead(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])), LMHead(torch.eye(3))
+    maps = (EventMap(classes=torch.arange(3), num_events=3),) * 2
+    teacher_hidden = torch.tensor([[0.0, 0.5, 1.0]])
+    expected = plain_jsd(hidden, heads[0], teacher_hidden, heads[1], maps, 0.0)
+    actual = divergences(
+        hidden, heads[0], teacher_hidden, heads[1], student_events=maps[0], teacher_events=maps[1], beta=0.0
+    )
+    assert_same_with_gradients(actual, expected, [hidden], torch.ones(1), gradient_error=1e-5)
+
+
+def test_classes_of_no_token():
+    with pytest.raises(ModelError, match="no token makes up an event"):
+        EventMap(classes=torch.tensor([], dtype=torch.long), num_events=0)

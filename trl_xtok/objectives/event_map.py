@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,22 @@ from torch.nn.functional import embedding_bag
 
 from ..errors import ModelError
 from .torch_logps import slices
+
+
+# Stretches of a tile that are compared with each other, line by line.
+STRETCHES = 32
+
+
+class Normalizer(NamedTuple):
+    """What turns logits into log-probs; as one number it would lose digits where all logits are large.
+
+    Attributes:
+        largest: The largest logit.
+        log_total: Log of the sum of the exponentials, relative to that of the largest logit.
+    """
+
+    largest: Float[Tensor, " rows"]
+    log_total: Float[Tensor, " rows"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class EventMap:
         num_events: How many events there are; `None` if it is the number of tokens that take part.
 
     Raises:
-        ModelError: If classes are given without their number, out of order, or out of its range.
+        ModelError: If classes are empty, given without their number, out of order, or out of its range.
     """
 
     columns: Int[Tensor, " tokens"] | None = None
@@ -38,6 +54,8 @@ class EventMap:
     def __post_init__(self) -> None:
         if self.classes is None:
             return
+        if len(self.classes) == 0:
+            raise ModelError("`classes` is empty: no token makes up an event. Give at least one token a class.")
         in_range = self.num_events is not None and 0 <= int(self.classes[0]) <= int(self.classes[-1]) < self.num_events
         if not in_range or not bool((self.classes.diff() >= 0).all()):
             raise ModelError(
@@ -45,11 +63,6 @@ class EventMap:
                 "Number them from 0, give their number, sort the tokens by class, and leave tokens without a class "
                 "out of `columns`."
             )
-
-    @cached_property
-    def empty(self) -> Tensor | None:
-        """Events that no token of this side makes up, `None` if there can be none."""
-        return None if self.classes is None else torch.bincount(self.classes, minlength=self._num_classes) == 0
 
     @property
     def is_whole(self) -> bool:
@@ -75,10 +88,10 @@ class EventMap:
     def _class_starts_on_host(self) -> Int[Tensor, " bounds"]:
         return self._class_starts.cpu()
 
-    def normalize_(self, logits: Float[Tensor, "vocab rows"], tile: int) -> None:
-        """Turn logits into scores of tokens, `tile` lines at a time.
+    def normalize_(self, logits: Float[Tensor, "vocab rows"], memory: Float[Tensor, "tile rows"]) -> Normalizer:
+        """Turn logits into scores of tokens, as many lines at a time as `memory` has.
 
-        Scores are log-probs among the tokens that take part, but probabilities where events are classes. The other
+        Scores are the logits of the tokens that take part, but their probabilities where events are classes. The other
         tokens become impossible.
         """
         if self.columns is not None and len(self.columns) < len(logits):
@@ -86,52 +99,75 @@ class EventMap:
             # They could be so likely that all others vanish beside them.
             logits.index_fill_(0, idle.nonzero().squeeze(1), -torch.inf)
         # Numbers that are kept one by one between tiles would leave holes where no further tile fits.
-        parts, memory = logits.new_empty(-(-len(logits) // tile), logits.shape[1]), torch.empty_like(logits[:tile])
-        for part, lines in zip(parts, _tiles(logits, tile), strict=True):
-            _logsumexp(lines, memory[: len(lines)], out=part)
-        totals = parts.logsumexp(0)
-        for lines in _tiles(logits, tile):
-            lines.sub_(totals)
-            if self.classes is not None:
-                lines.exp_()
+        largest, sums = logits.new_empty(2, -(-len(logits) // len(memory)), logits.shape[1])
+        for most, total, lines in zip(largest, sums, _tiles(logits, len(memory)), strict=True):
+            _amax(lines, out=most).clamp_(min=torch.finfo(lines.dtype).min)
+            terms = torch.sub(lines, most, out=memory[: len(lines)] if self.classes is None else lines)
+            torch.sum(terms.exp_(), 0, out=total)
+        top = largest.amax(0)
+        factors = largest.sub_(top).exp_()
+        total = sums.mul_(factors).sum(0)
+        if self.classes is not None:
+            for factor, lines in zip(factors.div_(total), _tiles(logits, len(memory)), strict=True):
+                lines.mul_(factor)
+        return Normalizer(top, total.log_())
 
-    def logps_of(self, scores: Float[Tensor, "vocab rows"], events: slice) -> Float[Tensor, "events rows"]:
-        """Log-probs of some events, for classes at least the smallest one that a number can be the exponential of.
-
-        May be a view of the scores.
-        """
+    def gather(
+        self, scores: Float[Tensor, "vocab rows"], events: slice, *, out: Float[Tensor, "events rows"]
+    ) -> Float[Tensor, "events rows"]:
+        """Scores of some events, in `out` if they are not a view; probabilities of classes end at 1e-38."""
         if self.classes is None:
-            return scores[events] if self.columns is None else scores.index_select(0, self.columns[events])
+            return scores[events] if self.columns is None else _take(scores, self.columns[events], out)
         first, end = (int(self._class_starts_on_host[event]) for event in (events.start, events.stop))
         tokens = torch.arange(first, end, device=scores.device) if self.columns is None else self.columns[first:end]
         sums = embedding_bag(tokens, scores, self._class_starts[events] - first, mode="sum")
-        return sums.clamp_(min=torch.finfo(sums.dtype).tiny).log_()
+        return torch.clamp(sums, min=torch.finfo(sums.dtype).tiny, out=out)
+
+    def logps_(
+        self,
+        event_scores: Float[Tensor, "events rows"],
+        normalizer: Normalizer,
+        *,
+        out: Float[Tensor, "events rows"],
+        probabilities: Float[Tensor, "events rows"],
+    ) -> None:
+        """Write the log-probs of events whose scores were gathered to `out`, and their probabilities.
+
+        The probabilities may take the place of the scores; those of classes are where they were gathered to.
+        """
+        if self.classes is None:
+            torch.sub(event_scores, normalizer.largest, out=out).sub_(normalizer.log_total)
+            torch.exp(out, out=probabilities)
+        else:
+            torch.log(event_scores, out=out)
 
     def pull_(
         self,
         scores: Float[Tensor, "vocab rows"],
+        normalizer: Normalizer,
         event_pulls: Float[Tensor, "events rows"],
         totals: Float[Tensor, " rows"],
-        tile: int,
+        memory: Float[Tensor, "2 tile rows"],
     ) -> None:
         """Turn scores into `probability * (event_pulls - totals)` where events are classes, else into
         `event_pulls - probability * totals`; 0 for tokens that take no part.
         """
         if self.classes is None:
-            for lines in _tiles(scores, tile):
-                lines.exp_().mul_(-totals)
+            factor = -totals * normalizer.log_total.neg().exp()
+            for lines in _tiles(scores, memory.shape[1]):
+                lines.sub_(normalizer.largest).exp_().mul_(factor)
             if self.columns is None:
                 scores.add_(event_pulls)
             else:
                 scores.index_add_(0, self.columns, event_pulls)
             return
-        for part in slices(len(self.classes), tile):
-            weights = event_pulls.index_select(0, self.classes[part]).sub_(totals)
+        for part in slices(len(self.classes), memory.shape[1]):
+            weights = _take(event_pulls, self.classes[part], memory[0]).sub_(totals)
             if self.columns is None:
                 scores[part].mul_(weights)
             else:
                 tokens = self.columns[part]
-                scores.index_copy_(0, tokens, weights.mul_(scores.index_select(0, tokens)))
+                scores.index_copy_(0, tokens, weights.mul_(_take(scores, tokens, memory[1])))
 
 
 def _tiles(lines: Tensor, size: int) -> Iterator[Tensor]:
@@ -139,9 +175,16 @@ def _tiles(lines: Tensor, size: int) -> Iterator[Tensor]:
     return (lines[part] for part in slices(len(lines), size))
 
 
-def _logsumexp(
-    lines: Float[Tensor, "lines rows"], memory: Float[Tensor, "lines rows"], *, out: Float[Tensor, " rows"]
-) -> None:
-    """`lines.logsumexp(0)` in half the time; also where all are -inf."""
-    largest = lines.amax(0).clamp_(min=torch.finfo(lines.dtype).min)
-    torch.sum(torch.sub(lines, largest, out=memory).exp_(), 0, out=out).log_().add_(largest)
+def _take(
+    lines: Float[Tensor, "lines rows"], ids: Int[Tensor, " taken"], memory: Float[Tensor, "tile rows"]
+) -> Float[Tensor, "taken rows"]:
+    """Copies of some lines; new memory for each tile would cost more than the copies."""
+    return torch.index_select(lines, 0, ids, out=memory[: len(ids)])
+
+
+def _amax(lines: Float[Tensor, "lines rows"], *, out: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """`lines.amax(0)` in a quarter of the time: rows are too few to be compared many at once."""
+    share, rows = len(lines) // STRETCHES, lines.shape[1]
+    end = share * STRETCHES
+    winners = lines[:end].view(STRETCHES, share * rows).amax(0).view(share, rows)
+    return torch.amax(torch.cat([winners, lines[end:]]), 0, out=out)

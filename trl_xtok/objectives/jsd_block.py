@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .event_map import EventMap
+from .event_map import EventMap, Normalizer
 from .torch_logps import Plan, locate, slices, write_logits
 
 
 # Scores of one side and events, for a block of positions.
 BLOCK_BYTES = 50 * 2**20
 # Scores of a few events for all positions of a block; the arithmetic goes over them several times.
-TILE_BYTES = 2**18
+TILE_BYTES = 3 * 2**17
 # Where there is no such cache, and in small vocabularies, there are this many tiles of events.
 TILES = 8
 # How many tensors of a tile live at one time.
@@ -31,11 +31,18 @@ class Buffers(NamedTuple):
 
     Attributes:
         scores: Of one side's tokens at a time.
-        events: The teacher's log-probs, then what pulls at the student.
+        events: The teacher's scores, then what pulls at the student.
+        tiles: What else the arithmetic needs.
     """
 
     scores: Tensor
     events: Tensor
+    tiles: Float[Tensor, "tensors tile"]
+
+    def tiles_of(self, rows: int) -> Float[Tensor, "tensors tile_events rows"]:
+        """Memory for so many positions of as many events as have room."""
+        events = self.tiles.shape[1] // rows
+        return self.tiles[:, : events * rows].view(TILE_TENSORS, events, rows)
 
 
 class Pair(NamedTuple):
@@ -95,16 +102,16 @@ class Pair(NamedTuple):
         rows = max(1, rows)
         return rows - rows % 8 if rows > 8 else rows
 
-    def tile(self, rows: int) -> int:
-        """How many events are worked on at a time."""
-        share = -(-self.num_events // TILES)
-        return max(1, min(share, TILE_BYTES // (4 * rows))) if self._has_cache else share
-
     def buffers(self, student_head: Tensor) -> Buffers:
         """Memory for as many positions as are compared at a time."""
         rows = min(self.rows_per_block(len(student_head)), len(self.teacher_hidden))
+        share, most = rows * -(-self.num_events // TILES), max(rows, TILE_BYTES // 4)
         make = partial(student_head.new_empty, dtype=self.student.float_dtype)
-        return Buffers(make(rows * max(len(student_head), len(self.teacher_weight))), make(rows * self.num_events))
+        return Buffers(
+            scores=make(rows * max(len(student_head), len(self.teacher_weight))),
+            events=make(rows * self.num_events),
+            tiles=make(TILE_TENSORS, min(share, most) if self._has_cache else share),
+        )
 
     def blocks(self, vocab_size: int) -> Iterator[slice]:
         """The positions, as many as are compared at a time."""
@@ -126,42 +133,48 @@ def compare_block(
 
     The derivative lacks `pull_factor`. The log-ratios of the sampled events are written to `log_ratios`.
     """
-    tile = pair.tile(len(hidden))
-    events = _write_teacher(pair, rows, tile, buffers)
+    memory = buffers.tiles_of(len(hidden))
+    events, teacher_normalizer = _gather_teacher(pair, rows, buffers, memory)
     scores, slope = _logits(buffers.scores, hidden, head, bias, pair.student, with_slope=with_pull)
-    pair.student_events.normalize_(scores, tile)
+    normalizer = pair.student_events.normalize_(scores, memory[0])
     sampled = None if log_ratios is None or pair.sampled is None else pair.sampled[rows]
     value, totals = torch.zeros_like(scores[0]), torch.zeros_like(scores[0])
-    for part in slices(len(events), tile):
-        student, teacher = pair.student_events.logps_of(scores, part), events[part]
+    for part in slices(len(events), memory.shape[1]):
+        target = events[part]
+        own, student, teacher, mixture = memory[:, : len(target)]
+        gathered = pair.student_events.gather(scores, part, out=own)
+        pair.student_events.logps_(gathered, normalizer, out=student, probabilities=own)
+        pair.teacher_events.logps_(target, teacher_normalizer, out=teacher, probabilities=target)
         if log_ratios is not None and sampled is not None:
             local, inside = locate(sampled, part)
             found = (teacher.T.gather(1, local) - student.T.gather(1, local)).squeeze(1)
             log_ratios.copy_(found.where(inside.squeeze(1), log_ratios))
-        _add_jsd_(value, totals, student, teacher, pair, part)
+        _add_jsd_(value, totals, _Events(own, student, target, teacher), pair, mixture)
     if not with_pull:
         return value, None
-    pair.student_events.pull_(scores, events, totals, tile)
+    pair.student_events.pull_(scores, normalizer, events, totals, memory)
     return value, scores if slope is None else scores.mul_(slope)
 
 
-def _write_teacher(pair: Pair, rows: slice, tile: int, buffers: Buffers) -> Float[Tensor, "events rows"]:
-    """The teacher's log-probs of the events; the memory of the scores is free again."""
-    whole = pair.teacher_events.is_whole
+def _gather_teacher(
+    pair: Pair, rows: slice, buffers: Buffers, memory: Float[Tensor, "tensors tile rows"]
+) -> tuple[Float[Tensor, "events rows"], Normalizer]:
+    """The teacher's scores of the events; the memory of the other scores is free again."""
+    is_whole = pair.teacher_events.is_whole
     scores, _ = _logits(
-        buffers.events if whole else buffers.scores,
+        buffers.events if is_whole else buffers.scores,
         pair.teacher_hidden[rows],
         pair.teacher_weight,
         pair.teacher_bias,
         pair.teacher,
     )
-    pair.teacher_events.normalize_(scores, tile)
-    if whole:
-        return scores
-    events = _lines(buffers.events, pair.teacher_events.count(len(scores)), scores.shape[1])
-    for part in slices(len(events), tile):
-        events[part] = pair.teacher_events.logps_of(scores, part)
-    return events
+    normalizer = pair.teacher_events.normalize_(scores, memory[0])
+    if is_whole:
+        return scores, normalizer
+    events = _lines(buffers.events, pair.num_events, scores.shape[1])
+    for part in slices(len(events), memory.shape[1]):
+        pair.teacher_events.gather(scores, part, out=events[part])
+    return events, normalizer
 
 
 def _logits(
@@ -182,39 +195,46 @@ def _lines(buffer: Tensor, lines: int, rows: int) -> Float[Tensor, "lines rows"]
     return buffer[: lines * rows].view(lines, rows)
 
 
+class _Events(NamedTuple):
+    """Both sides' probabilities and log-probs of some events."""
+
+    own: Float[Tensor, "events rows"]
+    student: Float[Tensor, "events rows"]
+    target: Float[Tensor, "events rows"]
+    teacher: Float[Tensor, "events rows"]
+
+
 def _add_jsd_(
     value: Float[Tensor, " rows"],
     totals: Float[Tensor, " rows"],
-    student: Float[Tensor, "events rows"],
-    teacher: Float[Tensor, "events rows"],
+    events: _Events,
     pair: Pair,
-    part: slice,
+    memory: Float[Tensor, "events rows"],
 ) -> None:
     """Add what some events contribute to the generalised JSD and to what all pulls have in common.
 
-    Their own pulls take the place of the teacher's log-probs, in the form that `EventMap.pull_` expects.
+    Their own pulls take the place of `target`, in the form that `EventMap.pull_` expects.
     """
-    beta, in_classes, own = pair.beta, pair.student_events.classes is not None, student.exp()
+    own, student, target, teacher = events
+    beta, in_classes = pair.beta, pair.student_events.classes is not None
     tiny = torch.finfo(own.dtype).tiny
     if beta == 0:
-        target = teacher.exp()
         value += teacher.sub_(student).mul_(target).sum(0)
-        if pair.student_events.empty is not None:
-            # What no token of the student makes up pulls at nothing.
-            target.masked_fill_(pair.student_events.empty[part, None], 0)
-        totals -= target.sum(0)
-        torch.neg(target, out=teacher)
         if in_classes:
-            teacher.div_(own.clamp_(min=tiny))
+            # What the student's tokens make up so rarely, or never, pulls at nothing.
+            target.masked_fill_(own <= tiny, 0)
+        totals -= target.sum(0)
+        target.neg_()
+        if in_classes:
+            target.div_(own)
         return
     if beta == 1:
-        log_ratio = torch.sub(student, teacher, out=teacher)
+        log_ratio = torch.sub(student, teacher, out=target)
     else:
-        target = teacher.exp()
-        mixture = torch.lerp(own, target, beta).clamp_(min=tiny).log_()
-        value += target.mul_(teacher.sub_(mixture)).sum(0).mul_(beta)
-        log_ratio = torch.sub(student, mixture, out=teacher)
+        mixture = torch.lerp(own, target, beta, out=memory).clamp_(min=tiny).log_()
+        value += teacher.sub_(mixture).mul_(target).sum(0).mul_(beta)
+        log_ratio = torch.sub(student, mixture, out=target)
     # The pull of a class stays the log-ratio; that of a token takes its place.
-    total = torch.mul(own, log_ratio, out=own if in_classes else teacher).sum(0)
+    total = torch.mul(own, log_ratio, out=own if in_classes else target).sum(0)
     totals += total
     value += total if beta == 1 else total * (1 - beta)

@@ -39,18 +39,22 @@ def probability_of_any(
     """
     plan = make_plan(lm_head, hidden, temperature, block_size=1)
     with torch.autocast(hidden.device.type, enabled=False):
-        states, weight, bias = hidden.to(plan.dtype), lm_head.weight, lm_head.bias
+        # The operands of the log-prob, but products are not rounded to half precision.
+        states, bias = hidden.to(plan.dtype).to(plan.float_dtype), lm_head.bias
+
+        def weight(ids: Tensor) -> Tensor:
+            return lm_head.weight[ids].to(plan.dtype).to(plan.float_dtype)
 
         def finish(raw: Tensor, ids: Tensor) -> Tensor:
-            logits = raw.to(plan.float_dtype) if bias is None else raw.to(plan.float_dtype) + bias[ids]
+            logits = raw if bias is None else raw + bias[ids]
             plan.to_logits_(logits, with_slope=False)
             return logits
 
-        known = finish((states * weight[targets].to(plan.dtype)).sum(-1), targets)
+        known = finish((states * weight(targets)).sum(-1), targets)
         totals = known - target_logps
         probabilities = torch.zeros_like(totals)
         for part in slices(len(tokens), MOST_ROWS):
             ids = tokens[part]
-            logits = finish(states @ weight[ids].to(plan.dtype).T, ids)
+            logits = finish(states @ weight(ids).T, ids)
             probabilities += (logits - totals[:, None]).exp().sum(-1)
     return probabilities

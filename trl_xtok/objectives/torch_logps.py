@@ -110,17 +110,18 @@ class TrainableHeadLogps(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, plan: Plan
     ) -> Float[Tensor, " tokens"]:
-        """Log-probs; keeps references to the inputs and one number per token."""
+        """Log-probs; keeps references to the inputs and two numbers per token."""
         ids, ignored = _ids(targets)
         head = weight.to(plan.dtype)
         logps = hidden.new_empty(len(targets), dtype=plan.float_dtype)
-        log_totals = torch.empty_like(logps)
+        # Their sum would lose digits where all logits are large.
+        largest, log_totals = torch.empty_like(logps), torch.empty_like(logps)
         for rows in _row_groups(hidden, head, plan, with_slope=False):
             # An ignored state may hold anything; the backward multiplies by zero what comes of it.
             states = hidden[rows].masked_fill(ignored[rows, None], 0)
             scores = _score(states, head, bias, ids[rows], plan, with_direction=False)
-            logps[rows], log_totals[rows] = scores.logps, scores.log_totals
-        ctx.save_for_backward(hidden, weight, bias, targets, log_totals)
+            logps[rows], largest[rows], log_totals[rows] = scores.logps, scores.largest, scores.log_totals
+        ctx.save_for_backward(hidden, weight, bias, targets, largest, log_totals)
         ctx.plan = plan
         return logps.masked_fill_(ignored, 0)
 
@@ -128,7 +129,7 @@ class TrainableHeadLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients of hidden states, weight and bias, those that are needed."""
-        hidden, weight, bias, targets, log_totals = ctx.saved_tensors
+        hidden, weight, bias, targets, largest, log_totals = ctx.saved_tensors
         plan: Plan = ctx.plan
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         ids, ignored = _ids(targets)
@@ -143,7 +144,7 @@ class TrainableHeadLogps(torch.autograd.Function):
                 pulled = (states * pulls[rows]).to(plan.dtype)
                 pushed = torch.zeros_like(states, dtype=plan.float_dtype)
                 for columns, tile, slope in _tiles(states, head, bias, plan, with_slope=True):
-                    tile.sub_(log_totals[rows, None]).exp_()
+                    tile.sub_(largest[rows, None]).sub_(log_totals[rows, None]).exp_()
                     local, inside = locate(ids[rows], columns)
                     tile.scatter_add_(1, local, inside.to(tile.dtype).neg_())
                     if slope is not None:
@@ -167,7 +168,10 @@ class TrainableHeadLogps(torch.autograd.Function):
 
 
 class _Scores(NamedTuple):
+    """`log_totals` are log-sum-exps relative to the largest logits."""
+
     logps: Float[Tensor, " rows"]
+    largest: Float[Tensor, " rows"]
     log_totals: Float[Tensor, " rows"]
     directions: Float[Tensor, "rows hidden"] | None
 
@@ -181,7 +185,7 @@ def _score(
     *,
     with_direction: bool,
 ) -> _Scores:
-    """Log-probs of the ids, log-sum-exps, and the derivatives of the log-probs with respect to `hidden`."""
+    """Log-probs of the ids, what they were normalized by, and their derivatives with respect to `hidden`."""
     largest = hidden.new_full(ids.shape, torch.finfo(plan.float_dtype).min, dtype=plan.float_dtype)
     others, logits = torch.zeros_like(largest), torch.zeros_like(largest)
     mixture = torch.zeros_like(hidden, dtype=plan.float_dtype) if with_direction else None
@@ -205,7 +209,7 @@ def _score(
     if mixture is not None:
         targets = head[ids.squeeze(1)] * (others * plan.slope_at(logits))
         directions = targets.sub_(mixture).mul_(plan.factor / total)
-    return _Scores(logps.squeeze(1), (largest + total.log()).squeeze(1), directions)
+    return _Scores(logps.squeeze(1), largest.squeeze(1), total.log().squeeze(1), directions)
 
 
 def _ids(targets: Int[Tensor, " tokens"]) -> tuple[Int[Tensor, "tokens 1"], Bool[Tensor, " tokens"]]:

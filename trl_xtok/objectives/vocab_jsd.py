@@ -18,6 +18,10 @@ from .logps import LMHead, make_plan
 from .torch_logps import add_matmul_
 
 
+# Counts for any smaller bias of a head; an infinite one would give no number, at a probability of zero.
+LEAST_BIAS = -1e4
+
+
 class VocabJSD(NamedTuple):
     """What `vocab_jsd` returns, per position.
 
@@ -81,15 +85,20 @@ def vocab_jsd(
         teacher_events=teacher_events,
         teacher_hidden=teacher_hidden.detach(),
         teacher_weight=teacher_head.weight.detach().to(teacher.dtype),
-        teacher_bias=None if teacher_head.bias is None else teacher_head.bias.detach(),
+        teacher_bias=None if teacher_head.bias is None else _finite(teacher_head.bias.detach()),
         beta=beta,
         sampled=None if sampled is None else sampled[:, None],
         block_size=block_size,
     )
     hidden = student_hidden if torch.is_grad_enabled() else student_hidden.detach()
+    bias = None if student_head.bias is None else _finite(student_head.bias)
     with torch.autocast(hidden.device.type, enabled=False):
-        results = cast(Any, _VocabJSD).apply(hidden, weight, student_head.bias, pair, student_head.trains)
+        results = cast(Any, _VocabJSD).apply(hidden, weight, bias, pair, student_head.trains)
     return VocabJSD(results[0], None if sampled is None else results[1])
+
+
+def _finite(bias: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
+    return bias.clamp(min=LEAST_BIAS)
 
 
 def _check_sides(
