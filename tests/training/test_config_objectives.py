@@ -36,6 +36,33 @@ def test_an_argument_that_the_objective_does_not_read_is_refused(objective, name
         config(objective=objective, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("objective", "name", "value"),
+    [
+        ("auto", "segmentation", "text"),
+        ("chunk_rkl", "credit", "uniform"),
+        ("chunk_rkl", "max_chunk_tokens", 4),
+        ("chunk_rkl", "drop_whitespace", True),
+        ("chunk_rkl", "max_lookahead", 0.5),
+        ("hybrid", "chunk_weight", 0.5),
+        ("hybrid", "max_lookahead", 0.5),
+        ("prefix_jsd", "advantage_clip", 3.0),
+        ("prefix_jsd", "canonical_guard", 1.0),
+    ],
+)
+def test_where_the_student_writes_nothing_nothing_is_credited(objective, name, value):
+    options = {"objective": objective, "crossentropy_weight": 1.0, name: value}
+    message = f"`{name}={value!r}` has no effect on `objective='{objective}'` with `lmbda=0.0`.*or raise `lmbda`"
+    with pytest.raises(ConfigError, match=message):
+        config(**options, lmbda=0.0)
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(ConfigError, match=message):
+        config(**options, **evaluating, lmbda=0.0, eval_on_dataset=True)
+    # What is said of the student's own completions in an evaluation is credited.
+    assert getattr(config(**options, **evaluating, lmbda=0.0), name) == value
+    assert getattr(config(**options, lmbda=0.5), name) == value
+
+
 def test_two_names_of_the_length_of_a_completion():
     assert config().max_new_tokens == 128
     assert config(max_completion_length=7).max_new_tokens == 7

@@ -84,7 +84,7 @@ def chunk_jsd(
 
     Args:
         student_logps: Log-prob of each token, with gradient.
-        teacher_chunk_logps: `L_T` of each chunk.
+        teacher_chunk_logps: `L_T` of each chunk, finite.
         chunk_ids: The chunk that each token belongs to, or -1 for none.
         beta: 0 forward KL, 1 reverse KL.
         temperature: Divides the log-probs of whole chunks; above 1 it softens those of long chunks.

@@ -63,6 +63,15 @@ _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
     "hybrid": ("segmentation", "one_to_one_only", "chunk_temperature"),
     "prefix_jsd": ("segmentation", "one_to_one_only", "chunk_temperature"),
 }
+# The same where the student writes nothing.
+_UNREAD_OFF_POLICY: dict[ObjectiveName, tuple[str, ...]] = {
+    "auto": _CREDIT,
+    # The cross-entropy is all that is left of it.
+    "chunk_rkl": (*_CREDIT, *_SELECTION, "drop_whitespace", "max_lookahead"),
+    # It compares at chunks of one token, which are not joined.
+    "hybrid": (*_CREDIT, "chunk_weight", "max_chunk_tokens", "max_lookahead"),
+    "prefix_jsd": (*_CREDIT, "chunk_weight"),
+}
 
 
 def take_alias(args: Any) -> None:
@@ -119,12 +128,17 @@ def refuse_unsupported(args: Any) -> None:
 
 def refuse_unread(args: Any, objective: ObjectiveName) -> None:
     """Refuse what `objective` does not read: the one that was asked for, or what `auto` turned out to be."""
-    for name in _UNREAD[objective]:
+    student_writes = args.lmbda > 0 or (args.eval_strategy != "no" and not args.eval_on_dataset)
+    off_policy = () if student_writes else _UNREAD_OFF_POLICY.get(objective, ())
+    for name in (*_UNREAD[objective], *off_policy):
         if getattr(args, name) != (default := type(args).__dataclass_fields__[name].default):
             chosen = "" if objective == args.objective else ", which `auto` chooses for these two tokenizers"
+            where, remedy = "", "choose another objective"
+            if name not in _UNREAD[objective]:
+                where, remedy = f" with `lmbda={args.lmbda}`, where the student writes nothing", "raise `lmbda`"
             raise ConfigError(
-                f"`{name}={getattr(args, name)!r}` has no effect on `objective={objective!r}`{chosen}. Leave it at "
-                f"{default!r}, or choose another objective."
+                f"`{name}={getattr(args, name)!r}` has no effect on `objective={objective!r}`{chosen}{where}. Leave "
+                f"it at {default!r}, or {remedy}."
             )
 
 

@@ -34,7 +34,8 @@ def check_numbers(args: Any) -> None:
     """Refuse numbers that are none or out of range."""
     for name in (*_NUMBERS, *_OPTIONAL_NUMBERS):
         value = getattr(args, name)
-        if not isinstance(value, int | float) and (name not in _OPTIONAL_NUMBERS or value is not None):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number and (name not in _OPTIONAL_NUMBERS or value is not None):
             raise ConfigError(f"`{name}` must be a number, got {value!r}.")
     _check_counts(args)
     for name in ("temperature", "scoring_temperature", "chunk_temperature"):
@@ -50,9 +51,9 @@ def check_numbers(args: Any) -> None:
         raise ConfigError(f"`max_lookahead` is a probability below 1, got {args.max_lookahead}. None joins nothing.")
     if not 0 <= args.min_coverage <= 1:
         raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {args.min_coverage}.")
-    if args.advantage_clip is not None and not args.advantage_clip > 0:
+    if args.advantage_clip is not None and not 0 < args.advantage_clip < math.inf:
         raise ConfigError(
-            f"`advantage_clip` must be positive, got {args.advantage_clip}. Use None to switch clipping off."
+            f"`advantage_clip` must be positive and finite, got {args.advantage_clip}. Use None for no clipping."
         )
     if args.canonical_guard is not None and not 0 <= args.canonical_guard < math.inf:
         raise ConfigError(
