@@ -1,8 +1,7 @@
 """Events that two vocabularies have in common, and how the tokens of one of them make them up."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
@@ -50,6 +49,8 @@ class EventMap:
     columns: Int[Tensor, " tokens"] | None = None
     classes: Int[Tensor, " tokens"] | None = None
     num_events: int | None = None
+    # Where each class begins among the tokens, also on the host.
+    _class_starts: tuple[Tensor, Tensor] | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.classes is None:
@@ -63,6 +64,8 @@ class EventMap:
                 "Number them from 0, give their number, sort the tokens by class, and leave tokens without a class "
                 "out of `columns`."
             )
+        starts = torch.searchsorted(self.classes, torch.arange(self._num_classes + 1, device=self.classes.device))
+        object.__setattr__(self, "_class_starts", (starts, starts.cpu()))
 
     @property
     def is_whole(self) -> bool:
@@ -78,15 +81,6 @@ class EventMap:
     @property
     def _num_classes(self) -> int:
         return cast(int, self.num_events)
-
-    @cached_property
-    def _class_starts(self) -> Int[Tensor, " bounds"]:
-        classes = cast(Tensor, self.classes)
-        return torch.searchsorted(classes, torch.arange(self._num_classes + 1, device=classes.device))
-
-    @cached_property
-    def _class_starts_on_host(self) -> Int[Tensor, " bounds"]:
-        return self._class_starts.cpu()
 
     def normalize_(self, logits: Float[Tensor, "vocab rows"], memory: Float[Tensor, "tile rows"]) -> Normalizer:
         """Turn logits into scores of tokens, as many lines at a time as `memory` has.
@@ -116,11 +110,12 @@ class EventMap:
         self, scores: Float[Tensor, "vocab rows"], events: slice, *, out: Float[Tensor, "events rows"]
     ) -> Float[Tensor, "events rows"]:
         """Scores of some events, in `out` if they are not a view; probabilities of classes end at 1e-38."""
-        if self.classes is None:
+        if self._class_starts is None:
             return scores[events] if self.columns is None else _take(scores, self.columns[events], out)
-        first, end = (int(self._class_starts_on_host[event]) for event in (events.start, events.stop))
+        starts, on_host = self._class_starts
+        first, end = int(on_host[events.start]), int(on_host[events.stop])
         tokens = torch.arange(first, end, device=scores.device) if self.columns is None else self.columns[first:end]
-        sums = embedding_bag(tokens, scores, self._class_starts[events] - first, mode="sum")
+        sums = embedding_bag(tokens, scores, starts[events] - first, mode="sum")
         return torch.clamp(sums, min=torch.finfo(sums.dtype).tiny, out=out)
 
     def logps_(
@@ -158,8 +153,9 @@ class EventMap:
                 lines.sub_(normalizer.largest).exp_().mul_(factor)
             if self.columns is None:
                 scores.add_(event_pulls)
-            else:
-                scores.index_add_(0, self.columns, event_pulls)
+                return
+            for part in slices(len(self.columns), memory.shape[1]):
+                scores.index_add_(0, self.columns[part], event_pulls[part])
             return
         for part in slices(len(self.classes), memory.shape[1]):
             weights = _take(event_pulls, self.classes[part], memory[0]).sub_(totals)

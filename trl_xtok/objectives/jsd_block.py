@@ -17,9 +17,9 @@ from .torch_logps import Plan, locate, slices, write_logits
 
 
 # Scores of one side and events, for a block of positions.
-BLOCK_BYTES = 46 * 2**20
+BLOCK_BYTES = 49 * 2**20
 # Scores of a few events for all positions of a block; the arithmetic goes over them several times.
-TILE_BYTES = 3 * 2**17
+TILE_BYTES = 2**18
 # Where there is no such cache, and in small vocabularies, there are this many tiles of events.
 TILES = 8
 # How many tensors of a tile live at one time.
