@@ -102,3 +102,20 @@ def test_logits_that_are_all_large_lose_no_digits(trains):
         return logps, *torch.autograd.grad(logps, inputs, upstream)
 
     torch.testing.assert_close(result(4096.0), result(0.0), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+def test_a_token_that_is_almost_certain_keeps_the_digits_of_its_gradient(trains):
+    # p = 1 - 1e-6; what is left of it in p - 1 has one digit in float32.
+    _, weight, _, targets, upstream = operands(trains=False)
+    targets, head = torch.zeros_like(targets), weight / 10
+    head[0] = torch.tensor([1.2, *[0.0] * 7])
+    sure = torch.tensor([14.0, *[0.0] * 7]).expand(len(targets), -1)
+
+    def gradients(dtype):
+        inputs = [sure.to(dtype).requires_grad_(), head.to(dtype).requires_grad_(trains)]
+        logps = token_logps(*inputs, targets)
+        return torch.autograd.grad(logps, inputs[: 1 + trains], upstream.to(dtype))
+
+    for actual, exact in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        assert (actual - exact).norm() < 1e-5 * exact.norm()

@@ -160,13 +160,15 @@ def test_extreme_logits_give_finite_values_and_gradients(maps, beta):
 @pytest.mark.parametrize("softcap", [None, 5.0], ids=["no cap", "cap"])
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
-@pytest.mark.parametrize("kind", ["all tokens", "shared tokens", "classes"])
+@pytest.mark.parametrize("kind", ["all tokens", "shared tokens", "classes", "few tokens", "few classes"])
 def test_all_that_lives_at_one_time_is_a_block_of_logits(kind, trains, beta, softcap):
     tokens, vocab, width, block_size = 64, 1000, 4, 16
     maps = {
         "all tokens": EventMap(),
         "shared tokens": EventMap(columns=torch.arange(0, vocab, 2)),
         "classes": EventMap(classes=torch.arange(vocab) // 2, num_events=vocab // 2),
+        "few tokens": EventMap(columns=torch.arange(8)),
+        "few classes": EventMap(classes=torch.arange(vocab) // 125, num_events=8),
     }
     hidden, weight, _, _, upstream = operands(tokens, vocab, width, trains=trains)
     teacher_hidden, teacher_weight, *_ = operands(tokens, vocab, width, trains=False, seed=1)
@@ -271,6 +273,35 @@ def test_forward_kl_does_not_pull_at_a_class_that_the_student_hardly_ever_writes
     assert_same_with_gradients(actual, expected, [hidden], torch.ones(1), gradient_error=1e-5)
 
 
-def test_classes_of_no_token():
-    with pytest.raises(ModelError, match="no token makes up an event"):
-        EventMap(classes=torch.tensor([], dtype=torch.long), num_events=0)
+def test_events_of_no_token():
+    none = torch.tensor([], dtype=torch.long)
+    for options in ({"classes": none, "num_events": 0}, {"columns": none}):
+        with pytest.raises(ModelError, match="no token makes up an event"):
+            EventMap(**options)
+
+
+def test_each_token_that_takes_part_has_a_class():
+    with pytest.raises(ModelError, match="2 `columns` have 3 `classes`"):
+        EventMap(columns=torch.arange(2), classes=torch.arange(3), num_events=3)
+    hidden, head, *teacher, _ = pair(trains=False)
+    some = EventMap(classes=torch.arange(30) // 5, num_events=6)
+    with pytest.raises(ModelError, match="30 classes were given for a head of 37 tokens"):
+        divergences(hidden, head, *teacher, student_events=some, teacher_events=CLASSES[1])
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.5])
+def test_beta_is_a_share(beta):
+    hidden, head, *teacher, _ = pair(trains=False)
+    with pytest.raises(ConfigError, match=r"`beta` must be in \[0, 1\]"):
+        divergences(hidden, head, *teacher, student_events=CLASSES[0], teacher_events=CLASSES[1], beta=beta)
+
+
+@pytest.mark.parametrize("kind", ["columns", "classes"])
+def test_few_events_take_few_tiles(kind):
+    """As many as cut up the events alone would be one for each token."""
+    hidden, weight, *_ = operands(32, 20_000, 4, trains=False)
+    events = torch.arange(0, 20_000, 2_500) if kind == "columns" else torch.arange(20_000) // 2_500
+    maps = EventMap(columns=events) if kind == "columns" else EventMap(classes=events, num_events=8)
+    with TensorSizes() as sizes:
+        divergences(hidden, LMHead(weight), hidden.detach(), LMHead(weight), student_events=maps, teacher_events=maps)
+    assert len(sizes.operations) < 4_000

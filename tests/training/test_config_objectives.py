@@ -60,7 +60,32 @@ def test_where_the_student_writes_nothing_nothing_is_credited(objective, name, v
         config(**options, **evaluating, lmbda=0.0, eval_on_dataset=True)
     # What is said of the student's own completions in an evaluation is credited.
     assert getattr(config(**options, **evaluating, lmbda=0.0), name) == value
+    assert getattr(config(**options, eval_on_start=True, lmbda=0.0), name) == value
     assert getattr(config(**options, lmbda=0.5), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("credit", "uniform"), ("canonical_guard", 1.0), ("dropped_advantage", -1.0)]
+)
+@pytest.mark.parametrize("objective", ["hybrid", "prefix_jsd"])
+def test_a_credit_without_weight_has_no_options(objective, name, value):
+    with pytest.raises(ConfigError, match=rf"`{name}=.*with `chunk_weight=0`.*or raise `chunk_weight`"):
+        config(objective=objective, chunk_weight=0.0, **{name: value})
+
+
+@pytest.mark.parametrize("objective", ["chunk_rkl", "prefix_jsd"])
+def test_what_the_teacher_writes_may_be_scored_at_another_temperature(objective):
+    options = {"objective": objective, "seq_kd": True, "temperature": 0.8, "crossentropy_weight": 1.0}
+    assert config(**options, lmbda=0.0, scoring_temperature=1.0).scoring["temperature"] == 1.0
+    with pytest.raises(ConfigError, match=r"Set `scoring_temperature=1.0`"):
+        config(**options, lmbda=0.0)
+    with pytest.raises(ConfigError, match=r"`scoring_temperature=1.0` differs from `temperature=0.8`"):
+        config(**options, lmbda=0.5, scoring_temperature=1.0)
+
+
+def test_no_engine_where_the_student_writes_nothing():
+    with pytest.raises(ConfigError, match=r"`use_vllm=True` has no effect with `lmbda=0.0`"):
+        config(objective="chunk_jsd", lmbda=0.0, use_vllm=True, vllm_mode="server", vllm_server_base_url="http://a")
 
 
 def test_two_names_of_the_length_of_a_completion():

@@ -187,6 +187,16 @@ def test_a_mixed_run_logs_both_kinds_of_steps(build):
         assert "off_policy/xtok/reverse_kl_per_byte" not in log
 
 
+def test_nothing_is_joined_where_nothing_is_scored(build):
+    options = {"objective": "chunk_rkl", "crossentropy_weight": 1.0, "max_lookahead": 0.0}
+    trainer = build(lmbda=0.5, max_steps=6, max_new_tokens=6, **options)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert any("off_policy/xtok/coverage" in log for log in logs)
+    assert any("xtok/joined_ratio" in log for log in logs)
+    assert not any("off_policy/xtok/joined_ratio" in log for log in logs)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

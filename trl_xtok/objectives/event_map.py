@@ -43,7 +43,8 @@ class EventMap:
         num_events: How many events there are; `None` if it is the number of tokens that take part.
 
     Raises:
-        ModelError: If classes are empty, given without their number, out of order, or out of its range.
+        ModelError: If columns or classes are empty, or not as many; or if classes are given without their number, out
+            of order, or out of its range.
     """
 
     columns: Int[Tensor, " tokens"] | None = None
@@ -53,10 +54,15 @@ class EventMap:
     _class_starts: tuple[Tensor, Tensor] | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name, tokens in (("columns", self.columns), ("classes", self.classes)):
+            if tokens is not None and len(tokens) == 0:
+                raise ModelError(f"`{name}` is empty: no token makes up an event. Give at least one token.")
         if self.classes is None:
             return
-        if len(self.classes) == 0:
-            raise ModelError("`classes` is empty: no token makes up an event. Give at least one token a class.")
+        if self.columns is not None and len(self.columns) != len(self.classes):
+            raise ModelError(
+                f"{len(self.columns)} `columns` have {len(self.classes)} `classes`. Give each column its class."
+            )
         in_range = self.num_events is not None and 0 <= int(self.classes[0]) <= int(self.classes[-1]) < self.num_events
         if not in_range or not bool((self.classes.diff() >= 0).all()):
             raise ModelError(

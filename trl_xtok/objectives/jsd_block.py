@@ -22,6 +22,8 @@ BLOCK_BYTES = 49 * 2**20
 TILE_BYTES = 2**18
 # Where there is no such cache, and in small vocabularies, there are this many tiles of events.
 TILES = 8
+# Most tiles that a vocabulary is cut into, however few events it makes up; without and with such a cache.
+MOST_TILES, MOST_CACHED_TILES = 64, 256
 # How many tensors of a tile live at one time.
 TILE_TENSORS = 4
 
@@ -89,29 +91,41 @@ class Pair(NamedTuple):
 
     def rows_per_block(self, vocab_size: int) -> int:
         """How many positions are compared at a time, by how many numbers live for each of them."""
-        largest = max(vocab_size, len(self.teacher_weight))
+        largest = self._largest(vocab_size)
         room = BLOCK_BYTES // 4 if self.block_size is None else self.block_size * largest
         in_half = self.student.dtype != self.student.float_dtype
         own = vocab_size * (2 if self.student.softcap else 1) + vocab_size * in_half // 2
         others = len(self.teacher_weight) * (2 if self.teacher.softcap else 1)
-        share, lasting = -(-self.num_events // TILES), max(own, others) + self.num_events
-        rows = room // (lasting + TILE_TENSORS * share)
+        lasting = max(own, others) + self.num_events
+        least, share = self._tile_limits(largest)
+        # `EventMap.normalize_` keeps two numbers for each tile.
+        rows = room // (lasting + TILE_TENSORS * share + 2 * -(-largest // share))
         if self._has_cache:
             # Tiles are no larger than that, however many rows there are.
-            rows = max(rows, (room - TILE_TENSORS * TILE_BYTES // 4) // lasting)
+            each = lasting + TILE_TENSORS * least + 2 * -(-largest // least)
+            rows = max(rows, (room - TILE_TENSORS * TILE_BYTES // 4) // each)
         rows = max(1, rows)
         return rows - rows % 8 if rows > 8 else rows
 
     def buffers(self, student_head: Tensor) -> Buffers:
         """Memory for as many positions as are compared at a time."""
-        rows = min(self.rows_per_block(len(student_head)), len(self.teacher_hidden))
-        share, most = rows * -(-self.num_events // TILES), max(rows, TILE_BYTES // 4)
+        rows = max(1, min(self.rows_per_block(len(student_head)), len(self.teacher_hidden)))
+        least, share = self._tile_limits(self._largest(len(student_head)))
+        lines = max(least, min(share, TILE_BYTES // (4 * rows))) if self._has_cache else share
         make = partial(student_head.new_empty, dtype=self.student.float_dtype)
         return Buffers(
             scores=make(rows * max(len(student_head), len(self.teacher_weight))),
             events=make(rows * self.num_events),
-            tiles=make(TILE_TENSORS, min(share, most) if self._has_cache else share),
+            tiles=make(TILE_TENSORS, rows * lines),
         )
+
+    def _largest(self, vocab_size: int) -> int:
+        return max(vocab_size, len(self.teacher_weight))
+
+    def _tile_limits(self, largest: int) -> tuple[int, int]:
+        """Fewest lines of a tile where there is a cache, and those of a tile where there is none."""
+        share = max(-(-self.num_events // TILES), -(-largest // MOST_TILES))
+        return min(share, -(-largest // MOST_CACHED_TILES)), share
 
     def blocks(self, vocab_size: int) -> Iterator[slice]:
         """The positions, as many as are compared at a time."""

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .logps import LMHead, make_plan
-from .torch_logps import MOST_ROWS, slices
+from .torch_logps import MOST_ROWS, slices, sums_in_float32
 
 
 @torch.no_grad()
@@ -39,14 +39,16 @@ def probability_of_any(
     """
     plan = make_plan(lm_head, hidden, temperature, block_size=1)
     with torch.autocast(hidden.device.type, enabled=False):
-        # The operands of the log-prob, but products are not rounded to half precision.
-        states, bias = hidden.to(plan.dtype).to(plan.float_dtype), lm_head.bias
+        operand, bias = hidden.to(plan.dtype), lm_head.bias
+        states = operand.to(plan.float_dtype)
 
         def weight(ids: Tensor) -> Tensor:
             return lm_head.weight[ids].to(plan.dtype).to(plan.float_dtype)
 
         def finish(raw: Tensor, ids: Tensor) -> Tensor:
-            logits = raw if bias is None else raw + bias[ids]
+            # Half precision rounds a logit where it rounded those of the log-prob, and nothing else.
+            rounded = raw if sums_in_float32(operand) else raw.to(plan.dtype).to(plan.float_dtype)
+            logits = rounded if bias is None else rounded + bias[ids]
             plan.to_logits_(logits, with_slope=False)
             return logits
 

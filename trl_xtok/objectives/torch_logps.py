@@ -110,18 +110,18 @@ class TrainableHeadLogps(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, plan: Plan
     ) -> Float[Tensor, " tokens"]:
-        """Log-probs; keeps references to the inputs and two numbers per token."""
+        """Log-probs; keeps references to the inputs and three numbers per token."""
         ids, ignored = _ids(targets)
         head = weight.to(plan.dtype)
         logps = hidden.new_empty(len(targets), dtype=plan.float_dtype)
         # Their sum would lose digits where all logits are large.
-        largest, log_totals = torch.empty_like(logps), torch.empty_like(logps)
+        largest, log_totals, others = torch.empty_like(logps), torch.empty_like(logps), torch.empty_like(logps)
         for rows in _row_groups(hidden, head, plan, with_slope=False):
             # An ignored state may hold anything; the backward multiplies by zero what comes of it.
             states = hidden[rows].masked_fill(ignored[rows, None], 0)
             scores = _score(states, head, bias, ids[rows], plan, with_direction=False)
-            logps[rows], largest[rows], log_totals[rows] = scores.logps, scores.largest, scores.log_totals
-        ctx.save_for_backward(hidden, weight, bias, targets, largest, log_totals)
+            logps[rows], largest[rows], log_totals[rows], others[rows] = scores[:4]
+        ctx.save_for_backward(hidden, weight, bias, targets, largest, log_totals, others)
         ctx.plan = plan
         return logps.masked_fill_(ignored, 0)
 
@@ -129,7 +129,7 @@ class TrainableHeadLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients of hidden states, weight and bias, those that are needed."""
-        hidden, weight, bias, targets, largest, log_totals = ctx.saved_tensors
+        hidden, weight, bias, targets, largest, log_totals, others = ctx.saved_tensors
         plan: Plan = ctx.plan
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         ids, ignored = _ids(targets)
@@ -146,7 +146,8 @@ class TrainableHeadLogps(torch.autograd.Function):
                 for columns, tile, slope in _tiles(states, head, bias, plan, with_slope=True):
                     tile.sub_(largest[rows, None]).sub_(log_totals[rows, None]).exp_()
                     local, inside = locate(ids[rows], columns)
-                    tile.scatter_add_(1, local, inside.to(tile.dtype).neg_())
+                    # For a token that is almost certain, its probability less 1 would have no digits left.
+                    tile.scatter_(1, local, torch.where(inside, -others[rows, None], tile.gather(1, local)))
                     if slope is not None:
                         tile.mul_(slope)
                     operand = tile.to(plan.dtype)
@@ -168,11 +169,12 @@ class TrainableHeadLogps(torch.autograd.Function):
 
 
 class _Scores(NamedTuple):
-    """`log_totals` are log-sum-exps relative to the largest logits."""
+    """`log_totals` are log-sum-exps relative to the largest logits, `others` the probabilities of all other ids."""
 
     logps: Float[Tensor, " rows"]
     largest: Float[Tensor, " rows"]
     log_totals: Float[Tensor, " rows"]
+    others: Float[Tensor, " rows"]
     directions: Float[Tensor, "rows hidden"] | None
 
 
@@ -209,7 +211,8 @@ def _score(
     if mixture is not None:
         targets = head[ids.squeeze(1)] * (others * plan.slope_at(logits))
         directions = targets.sub_(mixture).mul_(plan.factor / total)
-    return _Scores(logps.squeeze(1), largest.squeeze(1), total.log().squeeze(1), directions)
+    parts = (each.squeeze(1) for each in (logps, largest, total.log(), others / total))
+    return _Scores._make((*parts, directions))
 
 
 def _ids(targets: Int[Tensor, " tokens"]) -> tuple[Int[Tensor, "tokens 1"], Bool[Tensor, " tokens"]]:
@@ -274,7 +277,7 @@ def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
     """Product in the dtype of `out`; half precision is not rounded on the way there where the device can."""
     if left.dtype == out.dtype:
         torch.mm(left, right, out=out)
-    elif _sums_in_float32(left):
+    elif sums_in_float32(left):
         torch.mm(left, right, out_dtype=out.dtype, out=out)
     else:
         out.copy_(left @ right)
@@ -284,12 +287,13 @@ def add_matmul_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add a product, likewise."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
-    elif _sums_in_float32(left):
+    elif sums_in_float32(left):
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         total.add_(left @ right)
 
 
-def _sums_in_float32(operand: Tensor) -> bool:
+def sums_in_float32(operand: Tensor) -> bool:
+    """Whether products of half precision come out in float32 there."""
     # `out_dtype` exists on CUDA only, and older devices (T4) lack the kernels.
     return operand.is_cuda and operand.itemsize == 2 and torch.cuda.get_device_capability(operand.device) >= (8, 0)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from .event_map import EventMap
 from .jsd_block import Pair, compare_block
 from .logps import LMHead, make_plan
@@ -65,13 +65,19 @@ def vocab_jsd(
         block_size: As many logits as this number of positions has may be alive at a time, all intermediate results
             counted, for the larger vocabulary; `None` keeps them under 50 MiB. One position is the least, and takes up
             to four times its logits.
-        sampled: An event per position whose log-ratio is asked for; any where it will not be read.
+        sampled: An event per position whose log-ratio is asked for; any where it will not be read, NaN where there is
+            no such event.
 
     Raises:
-        ConfigError: If temperature or block size is not positive.
-        ModelError: If the two sides do not have the same number of positions and events.
+        ConfigError: If temperature or block size is not positive, or beta outside [0, 1].
+        ModelError: If the two sides do not have the same number of positions and events, or classes without columns
+            are not those of a whole vocabulary.
     """
     weight = student_head.weight
+    if not 0 <= beta <= 1:
+        raise ConfigError(f"`beta` must be in [0, 1], got {beta}.")
+    for head, events in ((student_head, student_events), (teacher_head, teacher_events)):
+        _check_classes(head, events)
     _check_sides(len(student_hidden), student_events.count(len(weight)), teacher_hidden, teacher_head, teacher_events)
     asked_size = 1 if block_size is None else block_size
     student = make_plan(student_head, student_hidden, temperature, asked_size)
@@ -101,6 +107,14 @@ def _finite(bias: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
     return bias.clamp(min=LEAST_BIAS)
 
 
+def _check_classes(head: LMHead, events: EventMap) -> None:
+    if events.columns is None and events.classes is not None and len(events.classes) != len(head.weight):
+        raise ModelError(
+            f"{len(events.classes)} classes were given for a head of {len(head.weight)} tokens. Give the tokens that "
+            "have a class as `columns`."
+        )
+
+
 def _check_sides(
     positions: int, num_events: int, teacher_hidden: Tensor, teacher_head: LMHead, teacher_events: EventMap
 ) -> None:
@@ -126,7 +140,7 @@ class _VocabJSD(torch.autograd.Function):
     ) -> tuple[Float[Tensor, " positions"], Float[Tensor, " positions"]]:
         keeps: bool = ctx.needs_input_grad[0] and not head_trains
         values = hidden.new_empty(len(hidden), dtype=pair.student.float_dtype)
-        log_ratios = torch.empty_like(values)
+        log_ratios = torch.full_like(values, torch.nan)
         directions = torch.zeros_like(hidden, dtype=pair.student.float_dtype) if keeps else None
         head = weight.to(pair.student.dtype)
         buffers = pair.buffers(head)

@@ -89,7 +89,7 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
             The chunks on both sides of a cut are joined where the student would have gone on with more than this
             probability so that the teacher does not cut there. `None` joins none.
         min_coverage (`float`, *optional*, defaults to `0.5`):
-            Training stops with an error when the share of sampled tokens that can be trained on stays below this.
+            Training stops with an error when the share of tokens trained on (all with a cross-entropy) is below this.
         loss_backend (`str`, *optional*, defaults to `"auto"`):
             Who computes log-probs without logits: `"liger"`, `"torch"`, or `"auto"` (Liger on CUDA, if it can).
         block_size (`int`, *optional*):
@@ -210,7 +210,10 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
     )
     block_size: int | None = field(
         default=None,
-        metadata={"help": "Number of tokens whose logits exist at the same time. None keeps them under 50 MiB."},
+        metadata={
+            "help": "Number of tokens whose logits exist at the same time. None keeps them under 32 MiB, "
+            "and comparisons under 50 MiB."
+        },
     )
     eval_on_dataset: bool = field(
         default=False,

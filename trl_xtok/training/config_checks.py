@@ -116,6 +116,11 @@ def refuse_unsupported(args: Any) -> None:
                 raise ConfigError(
                     f"`{name}={value!r}` has no effect without `log_completions=True`. Set that, or leave it out."
                 )
+    if args.use_vllm and not student_writes(args):
+        raise ConfigError(
+            f"`use_vllm=True` has no effect with `lmbda={args.lmbda}`, where the student writes nothing. Leave it at "
+            "False, or raise `lmbda`."
+        )
     for name in ("fp16", "use_liger_kernel", "activation_offloading"):
         if getattr(args, name) and args.use_cpu:
             raise ConfigError(f"`{name}=True` has no effect on a CPU. Leave it at False.")
@@ -126,27 +131,35 @@ def refuse_unsupported(args: Any) -> None:
         )
 
 
+def student_writes(args: Any) -> bool:
+    """Whether the student writes completions, to train on or to evaluate."""
+    evaluates = args.eval_strategy != "no" or args.eval_on_start
+    return args.lmbda > 0 or (evaluates and not args.eval_on_dataset)
+
+
 def refuse_unread(args: Any, objective: ObjectiveName) -> None:
     """Refuse what `objective` does not read: the one that was asked for, or what `auto` turned out to be."""
-    student_writes = args.lmbda > 0 or (args.eval_strategy != "no" and not args.eval_on_dataset)
-    off_policy = () if student_writes else _UNREAD_OFF_POLICY.get(objective, ())
-    for name in (*_UNREAD[objective], *off_policy):
-        if getattr(args, name) != (default := type(args).__dataclass_fields__[name].default):
-            chosen = "" if objective == args.objective else ", which `auto` chooses for these two tokenizers"
-            where, remedy = "", "choose another objective"
-            if name not in _UNREAD[objective]:
-                where, remedy = f" with `lmbda={args.lmbda}`, where the student writes nothing", "raise `lmbda`"
-            raise ConfigError(
-                f"`{name}={getattr(args, name)!r}` has no effect on `objective={objective!r}`{chosen}{where}. Leave "
-                f"it at {default!r}, or {remedy}."
-            )
+    unread = [(_UNREAD[objective], "", "choose another objective")]
+    if not student_writes(args):
+        where = f" with `lmbda={args.lmbda}`, where the student writes nothing"
+        unread.append((_UNREAD_OFF_POLICY.get(objective, ()), where, "raise `lmbda`"))
+    if args.chunk_weight == 0:
+        unread.append((_CREDIT, " with `chunk_weight=0`, which leaves the credit out", "raise `chunk_weight`"))
+    chosen = "" if objective == args.objective else ", which `auto` chooses for these two tokenizers"
+    for names, where, remedy in unread:
+        for name in names:
+            if getattr(args, name) != (default := type(args).__dataclass_fields__[name].default):
+                raise ConfigError(
+                    f"`{name}={getattr(args, name)!r}` has no effect on `objective={objective!r}`{chosen}{where}. "
+                    f"Leave it at {default!r}, or {remedy}."
+                )
 
 
 def refuse_invalid(args: Any, objective: ObjectiveName) -> None:
     """Refuse temperatures and completions that `objective`, which may still be `auto`, does not hold for."""
     scoring = args.scoring["temperature"]
     chosen = "" if objective == args.objective else ", which `auto` chooses for these two tokenizers,"
-    if scoring != args.temperature and objective in CREDITING:
+    if scoring != args.temperature and objective in CREDITING and student_writes(args):
         raise ConfigError(
             f"`scoring_temperature={scoring}` differs from `temperature={args.temperature}`, but `objective="
             f"{objective!r}` credits samples by the distribution that they were drawn from. Give both one value, or "
@@ -172,7 +185,8 @@ def refuse_invalid(args: Any, objective: ObjectiveName) -> None:
         raise ConfigError(
             f"`crossentropy_weight={args.crossentropy_weight}` is the weight of a cross-entropy at temperature 1, but "
             f"tokens are scored at temperature {scoring}. Set "
-            f"`{'temperature' if objective in CREDITING else 'scoring_temperature'}=1.0`, or the weight to 0."
+            f"`{'temperature' if objective in CREDITING and student_writes(args) else 'scoring_temperature'}=1.0`, or "
+            "the weight to 0."
         )
     if args.seq_kd and args.lmbda == 1:
         raise ConfigError("`seq_kd=True` has no effect with `lmbda=1.0`, where the student writes. Lower `lmbda`.")

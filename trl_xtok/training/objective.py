@@ -130,8 +130,8 @@ class Objective:
             teacher_ids = [token_id for rollout in batch.rollouts for token_id in rollout.alignment.teacher_ids]
             student, teacher = (student_ids, batch.chunks.tolist()), (teacher_ids, batch.teacher_chunks)
             batch.starts = self.comparison.starts(student, teacher, states, batch.chunks.device)
-        # Chunks that are compared or left out are none to join.
-        if self.aligners and not batch.selection.one_to_one_only:
+        # Chunks that nothing is said of, or that are compared or left out, are none to join.
+        if self.aligners and self._asks_teachers(batch.selection) and not batch.selection.one_to_one_only:
             batch.cuts = find_cuts(batch.rollouts, batch, self.aligners)
 
     def score_ahead(self, batch: MicroBatch, teachers: Sequence[Teacher]) -> None:
