@@ -19,7 +19,7 @@ from .torch_logps import Plan, locate, slices, write_logits
 # Scores of one side and events, for a block of positions.
 BLOCK_BYTES = 50 * 2**20
 # Scores of a few events for all positions of a block; the arithmetic goes over them several times.
-TILE_BYTES = 2**18
+TILE_BYTES = 3 * 2**17
 # Where there is no such cache, and in small vocabularies, there are this many tiles of events.
 TILES = 8
 # Most tiles that a vocabulary is cut into, however few events it makes up; without and with such a cache.
