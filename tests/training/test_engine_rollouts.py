@@ -219,7 +219,8 @@ def written():
 
 def test_off_policy_steps_ask_for_nothing(make, serve):
     server = serve()
-    settings = {"lmbda": 0.0, "objective": "chunk_jsd", "max_steps": 2}
+    # At 0 an engine is refused.
+    settings = {"lmbda": 1e-9, "objective": "chunk_jsd", "max_steps": 2}
     make(server, arguments={"train_dataset": written()}, **settings).train()
     assert (server.loaded, server.completions) == (0, {})
 

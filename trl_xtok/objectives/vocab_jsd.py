@@ -65,20 +65,14 @@ def vocab_jsd(
         block_size: As many logits as this number of positions has may be alive at a time, all intermediate results
             counted, for the larger vocabulary; `None` keeps them under 50 MiB. One position is the least, and takes up
             to four times its logits.
-        sampled: An event per position whose log-ratio is asked for; any where it will not be read, NaN where there is
-            no such event.
+        sampled: An event per position whose log-ratio is asked for; NaN comes out where there is no such event.
 
     Raises:
         ConfigError: If temperature or block size is not positive, or beta outside [0, 1].
-        ModelError: If the two sides do not have the same number of positions and events, or classes without columns
-            are not those of a whole vocabulary.
+        ModelError: If the sides differ in positions or events, or have classes without columns for part of a head.
     """
-    weight = student_head.weight
-    if not 0 <= beta <= 1:
-        raise ConfigError(f"`beta` must be in [0, 1], got {beta}.")
-    for head, events in ((student_head, student_events), (teacher_head, teacher_events)):
-        _check_classes(head, events)
-    _check_sides(len(student_hidden), student_events.count(len(weight)), teacher_hidden, teacher_head, teacher_events)
+    sides = (student_hidden, student_head, student_events), (teacher_hidden, teacher_head, teacher_events)
+    _check(*sides, beta)
     asked_size = 1 if block_size is None else block_size
     student = make_plan(student_head, student_hidden, temperature, asked_size)
     with torch.autocast(student_hidden.device.type, enabled=False):
@@ -91,43 +85,41 @@ def vocab_jsd(
         teacher_events=teacher_events,
         teacher_hidden=teacher_hidden.detach(),
         teacher_weight=teacher_head.weight.detach().to(teacher.dtype),
-        teacher_bias=None if teacher_head.bias is None else _finite(teacher_head.bias.detach()),
+        teacher_bias=_finite(teacher_head.bias, detached=True),
         beta=beta,
         sampled=None if sampled is None else sampled[:, None],
         block_size=block_size,
     )
     hidden = student_hidden if torch.is_grad_enabled() else student_hidden.detach()
-    bias = None if student_head.bias is None else _finite(student_head.bias)
+    bias = _finite(student_head.bias)
     with torch.autocast(hidden.device.type, enabled=False):
-        results = cast(Any, _VocabJSD).apply(hidden, weight, bias, pair, student_head.trains)
+        results = cast(Any, _VocabJSD).apply(hidden, student_head.weight, bias, pair, student_head.trains)
     return VocabJSD(results[0], None if sampled is None else results[1])
 
 
-def _finite(bias: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
-    return bias.clamp(min=LEAST_BIAS)
+def _finite(bias: Float[Tensor, " vocab"] | None, *, detached: bool = False) -> Float[Tensor, " vocab"] | None:
+    return None if bias is None else (bias.detach() if detached else bias).clamp(min=LEAST_BIAS)
 
 
-def _check_classes(head: LMHead, events: EventMap) -> None:
-    if events.columns is None and events.classes is not None and len(events.classes) != len(head.weight):
+def _check(student: tuple[Tensor, LMHead, EventMap], teacher: tuple[Tensor, LMHead, EventMap], beta: float) -> None:
+    if not 0 <= beta <= 1:
+        raise ConfigError(f"`beta` must be in [0, 1], got {beta}.")
+    for _, head, events in (student, teacher):
+        if events.columns is None and events.classes is not None and len(events.classes) != len(head.weight):
+            raise ModelError(
+                f"{len(events.classes)} classes were given for a head of {len(head.weight)} tokens. Give the tokens "
+                "that have a class as `columns`."
+            )
+    if len(student[0]) != len(teacher[0]):
         raise ModelError(
-            f"{len(events.classes)} classes were given for a head of {len(head.weight)} tokens. Give the tokens that "
-            "have a class as `columns`."
-        )
-
-
-def _check_sides(
-    positions: int, num_events: int, teacher_hidden: Tensor, teacher_head: LMHead, teacher_events: EventMap
-) -> None:
-    if positions != len(teacher_hidden):
-        raise ModelError(
-            f"{positions} positions of the student were given with {len(teacher_hidden)} of the teacher. Select one "
+            f"{len(student[0])} positions of the student were given with {len(teacher[0])} of the teacher. Select one "
             "hidden state per position on each side."
         )
-    others = teacher_events.count(len(teacher_head.weight))
-    if num_events != others:
+    ours, theirs = (events.count(len(head.weight)) for _, head, events in (student, teacher))
+    if ours != theirs:
         raise ModelError(
-            f"The student's tokens make up {num_events} events and the teacher's {others}. Give each side an "
-            "`EventMap` of the same events, in the same order."
+            f"The student's tokens make up {ours} events and the teacher's {theirs}. Give each side an `EventMap` of "
+            "the same events, in the same order."
         )
 
 
