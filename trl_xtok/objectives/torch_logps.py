@@ -115,7 +115,7 @@ class TrainableHeadLogps(torch.autograd.Function):
         head = weight.to(plan.dtype)
         logps = hidden.new_empty(len(targets), dtype=plan.float_dtype)
         # Their sum would lose digits where all logits are large.
-        largest, log_totals, others = torch.empty_like(logps), torch.empty_like(logps), torch.empty_like(logps)
+        largest, log_totals, others = logps.new_empty(3, len(logps))
         for rows in _row_groups(hidden, head, plan, with_slope=False):
             # An ignored state may hold anything; the backward multiplies by zero what comes of it.
             states = hidden[rows].masked_fill(ignored[rows, None], 0)

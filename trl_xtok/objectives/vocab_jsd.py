@@ -4,6 +4,7 @@ The distributions are first mapped to events that both models can express: the w
 same, the tokens that spell the same bytes, or classes of tokens. Logits exist for a few positions at a time.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -71,6 +72,7 @@ def vocab_jsd(
         ConfigError: If temperature or block size is not positive, or beta outside [0, 1].
         ModelError: If the sides differ in positions or events, or have classes without columns for part of a head.
     """
+    student_head, teacher_head = _finite(student_head), _finite(teacher_head)
     sides = (student_hidden, student_head, student_events), (teacher_hidden, teacher_head, teacher_events)
     _check(*sides, beta)
     asked_size = 1 if block_size is None else block_size
@@ -85,20 +87,19 @@ def vocab_jsd(
         teacher_events=teacher_events,
         teacher_hidden=teacher_hidden.detach(),
         teacher_weight=teacher_head.weight.detach().to(teacher.dtype),
-        teacher_bias=_finite(teacher_head.bias, detached=True),
+        teacher_bias=None if teacher_head.bias is None else teacher_head.bias.detach(),
         beta=beta,
         sampled=None if sampled is None else sampled[:, None],
         block_size=block_size,
     )
     hidden = student_hidden if torch.is_grad_enabled() else student_hidden.detach()
-    bias = _finite(student_head.bias)
     with torch.autocast(hidden.device.type, enabled=False):
-        results = cast(Any, _VocabJSD).apply(hidden, student_head.weight, bias, pair, student_head.trains)
+        results = cast(Any, _VocabJSD).apply(hidden, student_head.weight, student_head.bias, pair, student_head.trains)
     return VocabJSD(results[0], None if sampled is None else results[1])
 
 
-def _finite(bias: Float[Tensor, " vocab"] | None, *, detached: bool = False) -> Float[Tensor, " vocab"] | None:
-    return None if bias is None else (bias.detach() if detached else bias).clamp(min=LEAST_BIAS)
+def _finite(head: LMHead) -> LMHead:
+    return head if head.bias is None else replace(head, bias=head.bias.clamp(min=LEAST_BIAS))
 
 
 def _check(student: tuple[Tensor, LMHead, EventMap], teacher: tuple[Tensor, LMHead, EventMap], beta: float) -> None:
