@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, rollouts
+from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, rollouts, scored_step
 from tests.training.reference import Reference
 from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
 from tests.training.vocab_reference import VocabReference
@@ -72,7 +72,7 @@ class JoiningAligner:
 @pytest.fixture
 def build(tmp_path, padded_student_path, teacher_path):
     def build_trainer(objective, **changes):
-        args = tiny_args(tmp_path, objective=objective, max_lookahead=LIMIT, **changes)
+        args = tiny_args(tmp_path, objective=objective, **{"max_lookahead": LIMIT} | changes)
         trainer = tiny_trainer(padded_student_path, teacher_path, args, trainer_class=FixedTrainer)
         trainer.rollouts = rollouts()
         return trainer
@@ -118,10 +118,29 @@ def test_the_share_of_joined_cuts_is_logged(build):
 
 
 @pytest.mark.parametrize(
+    ("objective", "changes", "limit"),
+    [
+        ("prefix_jsd", {}, 0.1),
+        ("prefix_jsd", {"max_lookahead": 0.3}, 0.3),
+        ("prefix_jsd", {"max_lookahead": 1.0, "max_chunk_tokens": 3}, 1.0),
+        ("prefix_jsd", {"max_chunk_tokens": 3}, 1.0),
+        ("prefix_jsd", {"drop_whitespace": True}, 1.0),
+        ("hybrid", {}, 1.0),
+        ("chunk_rkl", {}, 1.0),
+    ],
+)
+def test_only_prefix_jsd_joins_by_itself(build, objective, changes, limit):
+    trainer = build(objective, **{"max_lookahead": None} | changes)
+    assert trainer.objective.max_lookahead == limit
+    (batch,) = scored_step(trainer, PROMPTS, len(PROMPTS))
+    assert bool(batch.cuts) == (limit < 1)
+
+
+@pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"max_lookahead": 1.0}, "`max_lookahead` is a probability below 1, got 1.0"),
-        ({"max_lookahead": -0.1}, "below 1, got -0.1"),
+        ({"max_lookahead": 1.1}, r"`max_lookahead` is a probability, got 1.1. 1.0 joins nothing"),
+        ({"max_lookahead": -0.1}, "is a probability, got -0.1"),
         ({"max_lookahead": "x"}, "`max_lookahead` must be a number, got 'x'"),
         ({"max_lookahead": 0.1, "one_to_one_only": True}, "joins chunks, and `one_to_one_only=True` is about"),
         ({"max_lookahead": 0.1, "max_chunk_tokens": 3}, "joins chunks, and `max_chunk_tokens=3` is about"),

@@ -64,8 +64,7 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
             `"path"` scores the tokens that the student sampled. `"text"` also scores the student's own canonical
             tokenization of the same text and takes away the reward for spreading one text over many tokenizations.
         advantage_clip (`float` or `None`, *optional*, defaults to `10.0`):
-            Largest absolute advantage of a token, in nats, before the mean is subtracted. `None` switches clipping
-            off.
+            Largest absolute advantage of a token, in nats, before the mean is subtracted. `None` does not clip.
         advantage_baseline (`str`, *optional*, defaults to `"none"`):
             `"mean"` subtracts the mean advantage of the optimizer step, which lowers the variance of the gradient.
             Several micro-batches or processes then cost a second forward pass of the student. `"position"` subtracts
@@ -87,7 +86,8 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
             student learns to write what is dropped.
         max_lookahead (`float`, *optional*):
             The chunks on both sides of a cut are joined where the student would have gone on with more than this
-            probability so that the teacher does not cut there. `None` joins none.
+            probability so that the teacher does not cut there. 1.0 joins none. `None` is 0.1 with `prefix_jsd` (but
+            beside `max_chunk_tokens` and `drop_whitespace`), else 1.0.
         min_coverage (`float`, *optional*, defaults to `0.5`):
             Training stops with an error when the share of tokens trained on (all with a cross-entropy) is below this.
         loss_backend (`str`, *optional*, defaults to `"auto"`):

@@ -1,6 +1,7 @@
 """What the training arguments refuse, each with its values and what to do."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -52,6 +53,8 @@ ObjectiveName = Literal["auto", "chunk_rkl", "chunk_jsd", "exact_jsd", "shared_v
 CREDITING: tuple[ObjectiveName, ...] = ("chunk_rkl", "hybrid", "prefix_jsd")
 _CREDIT = ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage", "canonical_guard")
 _SELECTION = ("one_to_one_only", "max_chunk_tokens")
+# What is about chunks as they are cut, and not as they are joined.
+_AS_CUT = ("one_to_one_only", "max_chunk_tokens", "drop_whitespace", "segmentation")
 # Arguments that an objective does not read. `auto` may still become one of two.
 _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
     "auto": ("chunk_temperature", "chunk_weight"),
@@ -104,18 +107,16 @@ def refuse_unsupported(args: Any) -> None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
         )
-    for name in ("one_to_one_only", "max_chunk_tokens", "drop_whitespace", "segmentation"):
-        if args.max_lookahead is not None and getattr(args, name) != type(args).__dataclass_fields__[name].default:
-            raise ConfigError(
-                f"`max_lookahead={args.max_lookahead}` joins chunks, and `{name}={getattr(args, name)!r}` is about "
-                "chunks as they are cut. Keep one."
-            )
-    if not args.log_completions:
-        for name in ("num_completions_to_print", "log_unique_prompts"):
-            if (value := getattr(args, name)) != type(args).__dataclass_fields__[name].default:
-                raise ConfigError(
-                    f"`{name}={value!r}` has no effect without `log_completions=True`. Set that, or leave it out."
-                )
+    if args.max_lookahead is not None and args.max_lookahead < 1 and (changed := _changed(args, _AS_CUT)):
+        raise ConfigError(
+            f"`max_lookahead={args.max_lookahead}` joins chunks, and `{changed[0]}={getattr(args, changed[0])!r}` is "
+            "about chunks as they are cut. Keep one."
+        )
+    if not args.log_completions and (changed := _changed(args, ("num_completions_to_print", "log_unique_prompts"))):
+        raise ConfigError(
+            f"`{changed[0]}={getattr(args, changed[0])!r}` has no effect without `log_completions=True`. Set that, or "
+            "leave it out."
+        )
     if args.use_vllm and not student_writes(args):
         raise ConfigError(
             f"`use_vllm=True` has no effect with `lmbda={args.lmbda}`, where the student writes nothing. Leave it at "
@@ -137,6 +138,18 @@ def student_writes(args: Any) -> bool:
     return args.lmbda > 0 or (evaluates and not args.eval_on_dataset)
 
 
+def largest_lookahead(args: Any, objective: ObjectiveName) -> float:
+    """Largest probability of undoing a cut with which it stays; 1 joins nothing."""
+    if args.max_lookahead is not None:
+        return args.max_lookahead
+    return 0.1 if objective == "prefix_jsd" and not _changed(args, _AS_CUT) else 1.0
+
+
+def _changed(args: Any, names: Sequence[str]) -> list[str]:
+    """Those that do not have their default."""
+    return [name for name in names if getattr(args, name) != type(args).__dataclass_fields__[name].default]
+
+
 def refuse_unread(args: Any, objective: ObjectiveName) -> None:
     """Refuse what `objective` does not read: the one that was asked for, or what `auto` turned out to be."""
     unread = [(_UNREAD[objective], "", "choose another objective")]
@@ -147,12 +160,11 @@ def refuse_unread(args: Any, objective: ObjectiveName) -> None:
         unread.append((_CREDIT, " with `chunk_weight=0`, which leaves the credit out", "raise `chunk_weight`"))
     chosen = "" if objective == args.objective else ", which `auto` chooses for these two tokenizers"
     for names, where, remedy in unread:
-        for name in names:
-            if getattr(args, name) != (default := type(args).__dataclass_fields__[name].default):
-                raise ConfigError(
-                    f"`{name}={getattr(args, name)!r}` has no effect on `objective={objective!r}`{chosen}{where}. "
-                    f"Leave it at {default!r}, or {remedy}."
-                )
+        for name in _changed(args, names):
+            raise ConfigError(
+                f"`{name}={getattr(args, name)!r}` has no effect on `objective={objective!r}`{chosen}{where}. "
+                f"Leave it at {type(args).__dataclass_fields__[name].default!r}, or {remedy}."
+            )
 
 
 def refuse_invalid(args: Any, objective: ObjectiveName) -> None:

@@ -47,8 +47,8 @@ def check_numbers(args: Any) -> None:
     for name in ("lmbda", "beta"):
         if not 0 <= getattr(args, name) <= 1:
             raise ConfigError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
-    if args.max_lookahead is not None and not 0 <= args.max_lookahead < 1:
-        raise ConfigError(f"`max_lookahead` is a probability below 1, got {args.max_lookahead}. None joins nothing.")
+    if args.max_lookahead is not None and not 0 <= args.max_lookahead <= 1:
+        raise ConfigError(f"`max_lookahead` is a probability, got {args.max_lookahead}. 1.0 joins nothing.")
     if not 0 <= args.min_coverage <= 1:
         raise ConfigError(f"`min_coverage` is a share and must be in [0, 1], got {args.min_coverage}.")
     if args.advantage_clip is not None and not 0 < args.advantage_clip < math.inf:

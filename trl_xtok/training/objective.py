@@ -15,7 +15,7 @@ from ..objectives import LMHead, chunk_jsd, chunk_rkl, chunk_sizes, reverse_kl_e
 from .advantages import Credited, credit_tokens
 from .best_metric import refuse_loss
 from .config import CrossTokenizerGKDConfig
-from .config_checks import CREDITING, ObjectiveName, refuse_invalid, refuse_unread
+from .config_checks import CREDITING, ObjectiveName, largest_lookahead, refuse_invalid, refuse_unread
 from .lookahead import find_cuts, find_joins, join_chunks
 from .scoring import completion_states, read_lm_head, with_head
 from .selection import Selection
@@ -62,12 +62,14 @@ class Objective:
     Attributes:
         name: From `choose_objective`.
         comparison: What compares next-token distributions, if the objective does.
+        max_lookahead: Largest probability of undoing a cut with which it stays.
         aligners: Know what could undo a cut, one for each teacher; empty if chunks are not joined.
         weights: Of the loss, one for each teacher; empty if all weigh the same.
     """
 
     name: ObjectiveName
     comparison: VocabComparison | None
+    max_lookahead: float = 1.0
     aligners: Sequence[TokenizerAligner] = ()
     weights: Sequence[float] = ()
 
@@ -161,15 +163,16 @@ def make_objective(
     Raises:
         TokenizerError: If distributions are to be compared that have no event in common.
     """
-    joining = () if args.max_lookahead is None else aligners
+    limit = largest_lookahead(args, name)
+    joining = aligners if limit < 1 else ()
     if name not in _COMPARING and args.advantage_baseline != "position":
         given = args.teacher_weights or {}
-        return Objective(name, None, joining, [given.get(key, 1.0) for key in teachers] if given else ())
+        return Objective(name, None, limit, joining, [given.get(key, 1.0) for key in teachers] if given else ())
     # What compares is refused beside a served teacher, and beside several.
     (teacher,) = teachers.values()
     head = cast(LocalTeacher, teacher).lm_head
     rows = len(read_lm_head(student).weight)
-    return Objective(name, VocabComparison(name, aligners[0], rows, head.to(args.device), args), joining)
+    return Objective(name, VocabComparison(name, aligners[0], rows, head.to(args.device), args), limit, joining)
 
 
 def student_scores(
@@ -192,8 +195,8 @@ def _scores(
     with torch.set_grad_enabled(torch.is_grad_enabled() and reads_logps):
         logps = token_logps(states, head, batch.packed["targets"], **args.scoring)
     joins = None
-    if args.max_lookahead is not None and objective.aligners:
-        options = {"temperature": args.scoring["temperature"], "max_lookahead": args.max_lookahead}
+    if objective.aligners:
+        options = {"temperature": args.scoring["temperature"], "max_lookahead": objective.max_lookahead}
         joins = find_joins(states, head, logps, batch, **options)
         batch = join_chunks(batch, joins)
     if objective.comparison is None or batch.starts is None:
