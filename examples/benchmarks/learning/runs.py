@@ -50,6 +50,14 @@ class Run:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+def _added_product(total: torch.Size, left: torch.Size, right: torch.Size, **kwargs: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+# A product that is added in place, which torch does not count by itself.
+COUNTED_TOO = {torch.ops.aten.addmm_: _added_product}
+
+
 class Watch(TrainerCallback):
     """Counts operations and sets the exam while a run goes on."""
 
@@ -72,7 +80,7 @@ class Watch(TrainerCallback):
         if state.global_step % max(state.max_steps // CHECKPOINTS, 1) == 0:
             self._examine(state.global_step)
         if state.global_step % COUNTED_EVERY == 1 and state.global_step < state.max_steps:
-            self._counter = self._counting.enter_context(FlopCounterMode(display=False))
+            self._counter = self._counting.enter_context(FlopCounterMode(display=False, custom_mapping=COUNTED_TOO))
 
     def _examine(self, step: int) -> None:
         per_step = sum(self._counts) / max(len(self._counts), 1) + self._more

@@ -4,6 +4,7 @@ Both are addition of two numbers below 100. In `digits` the numbers are figures,
 differently; in `words` they are spelled out in English, which two real tokenizers cut nearly alike.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
@@ -49,6 +50,7 @@ NAMES = [
 THINGS = ["lanterns", "figs", "kettles", "violins", "marbles", "tulips", "walnuts", "envelopes", "thimbles", "saucers"]
 # Every number of this many pairs is held out for evaluation, from teachers and students alike.
 HELD_OUT = 400
+_LAST_NUMBER = re.compile(r"(?:\bis|:|\bhas|\btogether|\bare) (\d+|[a-z -]+)\.$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,9 @@ class Problem:
     answer: str
 
     def is_solved_by(self, completion: str) -> bool:
-        """Whether a completion ends with the answer."""
-        return completion.strip().endswith(f" {self.answer}.")
+        """Whether a completion ends with the answer and nothing that belongs to the number before it."""
+        last = _LAST_NUMBER.search(completion.strip())
+        return last is not None and last[1] == self.answer
 
 
 def digits(random: Random, a: int, b: int) -> Problem:
