@@ -22,7 +22,6 @@ def config(**changes) -> CrossTokenizerGKDConfig:
         ("shared_vocab_jsd", "chunk_weight", 0.5),
         ("hybrid", "segmentation", "text"),
         ("prefix_jsd", "chunk_temperature", 2.0),
-        ("prefix_jsd", "one_to_one_only", True),
         ("chunk_jsd", "credit", "additive"),
         ("chunk_jsd", "segmentation", "text"),
         ("chunk_jsd", "advantage_clip", 3.0),
@@ -46,6 +45,7 @@ def test_an_argument_that_the_objective_does_not_read_is_refused(objective, name
         ("chunk_rkl", "max_lookahead", 0.5),
         ("hybrid", "chunk_weight", 0.5),
         ("hybrid", "max_lookahead", 0.5),
+        ("hybrid", "one_to_one_only", True),
         ("prefix_jsd", "advantage_clip", 3.0),
         ("prefix_jsd", "canonical_guard", 1.0),
     ],
@@ -67,10 +67,14 @@ def test_where_the_student_writes_nothing_nothing_is_credited(objective, name, v
 @pytest.mark.parametrize(
     ("name", "value"), [("credit", "uniform"), ("canonical_guard", 1.0), ("dropped_advantage", -1.0)]
 )
-@pytest.mark.parametrize("objective", ["hybrid", "prefix_jsd"])
-def test_a_credit_without_weight_has_no_options(objective, name, value):
+def test_a_credit_without_weight_has_no_options(name, value):
     with pytest.raises(ConfigError, match=rf"`{name}=.*with `chunk_weight=0`.*or raise `chunk_weight`"):
-        config(objective=objective, chunk_weight=0.0, **{name: value})
+        config(objective="prefix_jsd", chunk_weight=0.0, **{name: value})
+
+
+def test_hybrid_trains_on_every_chunk():
+    with pytest.raises(ConfigError, match=r"`chunk_weight=0` leaves chunks .*'hybrid'.*Use 'shared_vocab_jsd'"):
+        config(objective="hybrid", chunk_weight=0.0)
 
 
 @pytest.mark.parametrize("objective", ["chunk_rkl", "prefix_jsd"])

@@ -68,12 +68,13 @@ def test_the_hybrid_loss_is_the_weighted_sum_of_its_parts(build):
     """Compared chunks with weight 1, credited ones with `chunk_weight`."""
     losses = {
         weight: loss_and_gradients(build(objective="hybrid", chunk_weight=weight), PROMPTS, 4)[0]
-        for weight in (0.0, 1.0, 3.0)
+        for weight in (1.0, 2.0, 4.0)
     }
-    credited = losses[1.0] - losses[0.0]
-    assert losses[0.0] > 0
+    credited = losses[2.0] - losses[1.0]
+    compared = losses[1.0] - credited
+    assert compared > 0
     assert abs(credited) > 1e-3
-    torch.testing.assert_close(losses[3.0], losses[0.0] + 3 * credited, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(losses[4.0], compared + 4 * credited, atol=1e-4, rtol=1e-4)
 
 
 def test_chunk_scores_multiply_the_probabilities_of_split_tokens(build):

@@ -127,9 +127,13 @@ def test_the_share_of_joined_cuts_is_logged(build):
         ("prefix_jsd", {"drop_whitespace": True}, 1.0),
         ("hybrid", {}, 1.0),
         ("chunk_rkl", {}, 1.0),
+        ("chunk_rkl", {"advantage_baseline": "mean"}, 1.0),
+        ("chunk_rkl", {"advantage_baseline": "position"}, 0.1),
+        ("chunk_rkl", {"advantage_baseline": "position", "max_lookahead": 1.0}, 1.0),
+        ("chunk_rkl", {"advantage_baseline": "position", "segmentation": "text"}, 1.0),
     ],
 )
-def test_only_prefix_jsd_joins_by_itself(build, objective, changes, limit):
+def test_what_compares_distributions_at_every_chunk_joins_by_itself(build, objective, changes, limit):
     trainer = build(objective, **{"max_lookahead": None} | changes)
     assert trainer.objective.max_lookahead == limit
     (batch,) = scored_step(trainer, PROMPTS, len(PROMPTS))

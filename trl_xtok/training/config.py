@@ -40,7 +40,7 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
             `"chunk_jsd"` is the generalised Jensen-Shannon divergence between the probabilities of each chunk, with
             `beta` as in GKD (0 forward KL, 1 reverse KL). The others compare next-token distributions, with `beta`:
             `"exact_jsd"` the whole ones, for two tokenizers with one vocabulary; `"shared_vocab_jsd"` those over
-            tokens with equal bytes, on chunks of one token on either side, and drops all other chunks; `"hybrid"` adds
+            tokens with equal bytes, on chunks of one token on both sides, and drops all other chunks; `"hybrid"` adds
             `chunk_rkl` on those; `"prefix_jsd"` compares classes of tokens that begin the same text where a chunk
             begins, and adds `chunk_rkl` on what the rest of the chunk says. `"auto"` chooses `"exact_jsd"` for one
             vocabulary and `"chunk_rkl"` for two.
@@ -80,14 +80,14 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
         drop_whitespace (`bool`, *optional*, defaults to `False`):
             Whether to drop chunks of nothing but white space.
         max_chunk_tokens (`int`, *optional*):
-            Chunks with more tokens than this on either side are dropped. `None` keeps all.
+            Chunks with more tokens than this on at least one side are dropped. `None` keeps all.
         one_to_one_only (`bool`, *optional*, defaults to `False`):
-            Whether to drop all chunks of more than one token on either side. An ablation: it lowers coverage, and the
+            Whether to drop all chunks but those of one token on both sides. An ablation: it lowers coverage, and the
             student learns to write what is dropped.
         max_lookahead (`float`, *optional*):
             The chunks on both sides of a cut are joined where the student would have gone on with more than this
-            probability so that the teacher does not cut there. 1.0 joins none. `None` is 0.1 with `prefix_jsd` (but
-            beside `max_chunk_tokens` and `drop_whitespace`), else 1.0.
+            probability so that the teacher does not cut there. 1.0 joins none. `None` is 0.1 with `prefix_jsd` or
+            `advantage_baseline="position"`, unless chunks are chosen as they are cut (see the losses), else 1.0.
         min_coverage (`float`, *optional*, defaults to `0.5`):
             Training stops with an error when the share of tokens trained on (all with a cross-entropy) is below this.
         loss_backend (`str`, *optional*, defaults to `"auto"`):
@@ -188,13 +188,13 @@ class CrossTokenizerGKDConfig(EngineArguments, TeacherServerArguments, GKDConfig
         },
     )
     max_chunk_tokens: int | None = field(
-        default=None, metadata={"help": "Chunks with more tokens than this on either side are dropped."}
+        default=None, metadata={"help": "Chunks with more tokens than this on at least one side are dropped."}
     )
     drop_whitespace: bool = field(
         default=False, metadata={"help": "Whether to drop chunks of nothing but white space."}
     )
     one_to_one_only: bool = field(
-        default=False, metadata={"help": "Whether to drop all chunks of more than one token on either side."}
+        default=False, metadata={"help": "Whether to drop all chunks but those of one token on both sides."}
     )
     max_lookahead: float | None = field(
         default=None, metadata={"help": "Chunks are joined where a cut is undone with more than this probability."}

@@ -54,7 +54,7 @@ CREDITING: tuple[ObjectiveName, ...] = ("chunk_rkl", "hybrid", "prefix_jsd")
 _CREDIT = ("credit", "segmentation", "advantage_clip", "advantage_baseline", "dropped_advantage", "canonical_guard")
 _SELECTION = ("one_to_one_only", "max_chunk_tokens")
 # What is about chunks as they are cut, and not as they are joined.
-_AS_CUT = ("one_to_one_only", "max_chunk_tokens", "drop_whitespace", "segmentation")
+_AS_CUT = (*_SELECTION, "drop_whitespace", "segmentation")
 # Arguments that an objective does not read. `auto` may still become one of two.
 _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
     "auto": ("chunk_temperature", "chunk_weight"),
@@ -63,8 +63,8 @@ _UNREAD: dict[ObjectiveName, tuple[str, ...]] = {
     "exact_jsd": (*_CREDIT, *_SELECTION, "max_lookahead", "chunk_temperature", "chunk_weight"),
     "shared_vocab_jsd": (*_CREDIT, *_SELECTION, "max_lookahead", "chunk_temperature", "chunk_weight"),
     # A unit of the text correction may hold tokens that are compared and tokens that are credited.
-    "hybrid": ("segmentation", "one_to_one_only", "chunk_temperature"),
-    "prefix_jsd": ("segmentation", "one_to_one_only", "chunk_temperature"),
+    "hybrid": ("segmentation", "chunk_temperature"),
+    "prefix_jsd": ("segmentation", "chunk_temperature"),
 }
 # The same where the student writes nothing.
 _UNREAD_OFF_POLICY: dict[ObjectiveName, tuple[str, ...]] = {
@@ -72,7 +72,7 @@ _UNREAD_OFF_POLICY: dict[ObjectiveName, tuple[str, ...]] = {
     # The cross-entropy is all that is left of it.
     "chunk_rkl": (*_CREDIT, *_SELECTION, "drop_whitespace", "max_lookahead"),
     # It compares at chunks of one token, which are not joined.
-    "hybrid": (*_CREDIT, "chunk_weight", "max_chunk_tokens", "max_lookahead"),
+    "hybrid": (*_CREDIT, *_SELECTION, "chunk_weight", "max_lookahead"),
     "prefix_jsd": (*_CREDIT, "chunk_weight"),
 }
 
@@ -90,7 +90,7 @@ def take_alias(args: Any) -> None:
 
 def refuse_unsupported(args: Any) -> None:
     """Refuse what would be ignored."""
-    _check_literals(args)
+    _check_choices(args)
     for name, value in ONLY_VALUE.items():
         if getattr(args, name) != value:
             raise ConfigError(
@@ -107,16 +107,18 @@ def refuse_unsupported(args: Any) -> None:
         raise ConfigError(
             f"`max_chunk_tokens={args.max_chunk_tokens}` has no effect beside `one_to_one_only=True`. Keep one."
         )
-    if args.max_lookahead is not None and args.max_lookahead < 1 and (changed := _changed(args, _AS_CUT)):
-        raise ConfigError(
-            f"`max_lookahead={args.max_lookahead}` joins chunks, and `{changed[0]}={getattr(args, changed[0])!r}` is "
-            "about chunks as they are cut. Keep one."
-        )
-    if not args.log_completions and (changed := _changed(args, ("num_completions_to_print", "log_unique_prompts"))):
-        raise ConfigError(
-            f"`{changed[0]}={getattr(args, changed[0])!r}` has no effect without `log_completions=True`. Set that, or "
-            "leave it out."
-        )
+    if args.max_lookahead is not None and args.max_lookahead < 1:
+        for name in _changed(args, _AS_CUT):
+            raise ConfigError(
+                f"`max_lookahead={args.max_lookahead}` joins chunks, and `{name}={getattr(args, name)!r}` is about "
+                "chunks as they are cut. Keep one."
+            )
+    if not args.log_completions:
+        for name in _changed(args, ("num_completions_to_print", "log_unique_prompts")):
+            raise ConfigError(
+                f"`{name}={getattr(args, name)!r}` has no effect without `log_completions=True`. Set that, or leave "
+                "it out."
+            )
     if args.use_vllm and not student_writes(args):
         raise ConfigError(
             f"`use_vllm=True` has no effect with `lmbda={args.lmbda}`, where the student writes nothing. Leave it at "
@@ -142,7 +144,9 @@ def largest_lookahead(args: Any, objective: ObjectiveName) -> float:
     """Largest probability of undoing a cut with which it stays; 1 joins nothing."""
     if args.max_lookahead is not None:
         return args.max_lookahead
-    return 0.1 if objective == "prefix_jsd" and not _changed(args, _AS_CUT) else 1.0
+    # Where chunks begin would itself tell what was written there, to what compares distributions where they begin.
+    misled = objective == "prefix_jsd" or args.advantage_baseline == "position"
+    return 0.1 if misled and not _changed(args, _AS_CUT) else 1.0
 
 
 def _changed(args: Any, names: Sequence[str]) -> list[str]:
@@ -181,6 +185,11 @@ def refuse_invalid(args: Any, objective: ObjectiveName) -> None:
         raise ConfigError(
             f"`advantage_baseline='position'` has no effect on `objective={objective!r}`, which compares the "
             "next-token distributions themselves. Use 'mean' or 'none', or `objective='chunk_rkl'`."
+        )
+    if args.chunk_weight == 0 and objective == "hybrid":
+        raise ConfigError(
+            "`chunk_weight=0` leaves chunks that `objective='hybrid'` does not compare without a loss, but counts them as "
+            "trained on. Use 'shared_vocab_jsd', which leaves them out, or raise `chunk_weight`."
         )
     if args.lmbda < 1 and objective == "chunk_rkl" and not args.crossentropy_weight:
         raise ConfigError(
@@ -269,8 +278,11 @@ def _check_quantization(quantization: dict[str, Any]) -> None:
         )
 
 
-def _check_literals(args: Any) -> None:
+def _check_choices(args: Any) -> None:
     for item in fields(args):
         allowed, value = get_args(item.type), getattr(args, item.name)
         if get_origin(item.type) is Literal and value not in allowed:
             raise ConfigError(f"`{item.name}` must be one of {', '.join(allowed)}, got {value!r}.")
+        # A word such as "no" would count as true. The command-line parser also calls `str | bool` a `bool`.
+        if item.type is bool and isinstance(item.default, bool) and not isinstance(value, bool):
+            raise ConfigError(f"`{item.name}` must be True or False, got {value!r}.")

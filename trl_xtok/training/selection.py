@@ -12,8 +12,8 @@ class Selection(NamedTuple):
         imitate: Whether every token is trained on with a cross-entropy.
         keep_unfinished: Whether the last chunk of a completion without stop token is trained on. It is complete where
             both sides have one tokenizer.
-        one_to_one_only: Whether to leave out chunks of more than one token on either side.
-        max_chunk_tokens: Most tokens that a chunk may have on either side; `None` for no limit.
+        one_to_one_only: Whether to leave out all chunks but those of one token on both sides.
+        max_chunk_tokens: Most tokens that a chunk may have on either of its sides; `None` for no limit.
         drop_whitespace: Whether to leave out chunks of nothing but white space.
     """
 

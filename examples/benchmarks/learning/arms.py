@@ -189,18 +189,26 @@ ARMS: dict[str, Arm] = {
     "chunk_rkl, chunk": _arm(ours, credit="chunk"),
     "chunk_rkl, proportional, text": _arm(ours, credit="proportional", segmentation="text"),
     "chunk_rkl, additive, mean baseline": _arm(ours, credit="additive", advantage_baseline="mean"),
-    "chunk_rkl, additive, position baseline": _arm(ours, credit="additive", advantage_baseline="position"),
+    "chunk_rkl, position baseline": _arm(ours, advantage_baseline="position"),
+    "chunk_rkl, position baseline, as cut": _arm(ours, advantage_baseline="position", max_lookahead=1.0),
     "chunk_rkl, 1:1 chunks only": _arm(ours, one_to_one_only=True),
     "chunk_rkl, random alignment": _arm(randomly_aligned, credit="proportional"),
+    # At this rate the student leaves its own tokenization; then what is there against it.
+    "chunk_rkl, 2e-3": Arm(ours, learning_rate=2e-3),
+    "chunk_rkl, text, 2e-3": Arm(partial(ours, segmentation="text"), learning_rate=2e-3),
+    "chunk_rkl, guard, 2e-3": Arm(partial(ours, canonical_guard=2.0), learning_rate=2e-3),
+    "chunk_rkl, clip, 2e-3": Arm(partial(ours, advantage_clip=1.0), learning_rate=2e-3),
+    "chunk_rkl, cross-entropy, 2e-3": Arm(
+        partial(ours, lmbda=0.8, seq_kd=True, crossentropy_weight=0.1), learning_rate=2e-3
+    ),
     "chunk_jsd": Arm(partial(ours, objective="chunk_jsd", **_REVERSE), learning_rate=1e-3),
     "shared_vocab_jsd": _arm(ours, objective="shared_vocab_jsd", **_REVERSE),
     "hybrid": _arm(ours, objective="hybrid", **_REVERSE),
     "prefix_jsd": _arm(ours, objective="prefix_jsd", **_REVERSE),
     "prefix_jsd, 1e-3": Arm(partial(ours, objective="prefix_jsd", **_REVERSE), learning_rate=1e-3),
     "prefix_jsd, as cut": _arm(ours, objective="prefix_jsd", max_lookahead=1.0, **_REVERSE),
-    # "Joined" is over cuts that the student would mostly have undone, which `prefix_jsd` does by itself.
+    # "Joined" is over cuts that the student would mostly have undone; `prefix_jsd` and "position" do so by themselves.
     "chunk_rkl, joined": _arm(ours, max_lookahead=0.1),
-    "chunk_rkl, joined, position baseline": _arm(ours, max_lookahead=0.1, advantage_baseline="position"),
     "chunk_jsd, joined": Arm(partial(ours, objective="chunk_jsd", max_lookahead=0.1, **_REVERSE), learning_rate=1e-3),
     "hybrid, joined": Arm(partial(ours, objective="hybrid", max_lookahead=0.1, **_REVERSE), learning_rate=1e-3),
     "one tokenizer: exact_jsd": Arm(

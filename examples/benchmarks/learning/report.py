@@ -74,7 +74,7 @@ def draw(runs: Sequence[Run], task: str, path: Path) -> None:
     lines = -(-len(groups) // columns)
     top = max(max(run.accuracies) for run in runs) * 1.1
     figure, axes = pyplot.subplots(
-        lines, columns, sharex=True, sharey=True, figsize=(10, 1 + 1.7 * lines), squeeze=False
+        lines, columns, sharex=True, sharey=True, figsize=(10, 1 + 1.7 * lines), squeeze=False, layout="constrained"
     )
     reference = next((group for (arm, _), group in groups.items() if ARMS[arm].reads), None)
     for panel, ((arm, _), group) in zip(axes.flat, groups.items(), strict=False):
@@ -90,7 +90,6 @@ def draw(runs: Sequence[Run], task: str, path: Path) -> None:
         panel.tick_params(labelbottom=True)
     grey = "grey: SFT on the teacher's texts; band: all seeds"
     figure.suptitle(f"{task}: share of samples that are right, against TFLOP ({grey})", fontsize=10)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
