@@ -188,8 +188,8 @@ def refuse_invalid(args: Any, objective: ObjectiveName) -> None:
         )
     if args.chunk_weight == 0 and objective == "hybrid":
         raise ConfigError(
-            "`chunk_weight=0` leaves chunks that `objective='hybrid'` does not compare without a loss, but counts them as "
-            "trained on. Use 'shared_vocab_jsd', which leaves them out, or raise `chunk_weight`."
+            "`chunk_weight=0` leaves chunks that `objective='hybrid'` does not compare without a loss, but counts "
+            "them as trained on. Use 'shared_vocab_jsd', which leaves them out, or raise `chunk_weight`."
         )
     if args.lmbda < 1 and objective == "chunk_rkl" and not args.crossentropy_weight:
         raise ConfigError(
