@@ -17,6 +17,7 @@ from dataclasses import fields, replace
 from trl_xtok.errors import XTokError
 from trl_xtok.planning.gpus import GIB
 
+from .arguments import at_least_one
 from .layout_models import MODELS, Shape, find_model
 from .layout_shards import moved_table, sharded_table
 from .layout_steps import GPU_BYTES, LAYOUTS, Assumptions, Plan, step_time
@@ -209,9 +210,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="Llama-3.1-8B", help="its name here, or its config.json")
     parser.add_argument("--teacher", default="Qwen2.5-72B", help="its name here, or its config.json")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt")
-    parser.add_argument("--completion", type=int, default=1536, help="tokens of a completion")
-    parser.add_argument("--batch", type=int, nargs="+", default=[256, 1024], help="completions of a step")
+    parser.add_argument("--prompt", type=at_least_one, default=512, help="tokens of a prompt")
+    parser.add_argument("--completion", type=at_least_one, default=1536, help="tokens of a completion")
+    parser.add_argument("--batch", type=at_least_one, nargs="+", default=[256, 1024], help="completions of a step")
     parser.add_argument("--tables", nargs="+", choices=every, default=every)
     parser.add_argument("--assume", nargs="+", default=[], metavar="NAME=VALUE", help="replaces what is assumed")
     args = parser.parse_args()

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from .arguments import at_least_one, positive, share
 from .inputs import Sizes
 from .loss_cases import CASES, GOLD
 from .report import machine_line, markdown_table, number
@@ -61,15 +62,17 @@ class Result:
 def read_arguments() -> argparse.Namespace:
     """What is measured, and where the chart goes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048])
-    parser.add_argument("--hidden", type=int, nargs="+", default=[512, 1024])
-    parser.add_argument("--student-vocab", type=int, default=128_256)
-    parser.add_argument("--teacher-vocab", type=int, default=151_936)
-    parser.add_argument("--sequences", type=int, default=8, help="completions that the tokens belong to")
-    parser.add_argument("--beta", type=float, default=0.5, help="of all Jensen-Shannon divergences")
+    parser.add_argument("--tokens", type=at_least_one, nargs="+", default=[1024, 2048])
+    parser.add_argument("--hidden", type=at_least_one, nargs="+", default=[512, 1024])
+    parser.add_argument("--student-vocab", type=at_least_one, default=128_256)
+    parser.add_argument("--teacher-vocab", type=at_least_one, default=151_936)
+    parser.add_argument("--sequences", type=at_least_one, default=8, help="completions that the tokens belong to")
+    parser.add_argument("--beta", type=share, default=0.5, help="of all Jensen-Shannon divergences")
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME")
-    parser.add_argument("--repeats", type=int, default=3, help="the shortest counts; none starts after 30 seconds")
-    parser.add_argument("--limit", type=float, default=1800.0, help="seconds after which a case is given up")
+    parser.add_argument(
+        "--repeats", type=at_least_one, default=3, help="the shortest counts; none starts after 30 seconds"
+    )
+    parser.add_argument("--limit", type=positive, default=1800.0, help="seconds after which a case is given up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for benchmark_loss.svg")
     arguments = parser.parse_args()

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
 from trl_xtok.cli.demo_models import demo_model_path
 
+from .arguments import at_least_one
 from .report import machine_line, markdown_table, number
 from .rollouts import make_prompts
 
@@ -55,9 +56,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="address of the server")
     parser.add_argument("--teacher", choices=MODELS, default=MODELS[0], help="whose tokenizer the server's model has")
-    parser.add_argument("--new_tokens", type=int, default=32, help="tokens of a completion")
+    parser.add_argument("--new_tokens", type=at_least_one, default=32, help="tokens of a completion")
     parser.add_argument("--dataset", action="store_true", help="completions of the dataset instead of the student's")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the ways take turns, after a first time")
+    parser.add_argument(
+        "--rounds", type=at_least_one, default=3, help="how often the ways take turns, after a first time"
+    )
     args = parser.parse_args()
     student, teacher = (str(demo_model_path(name)) for name in (MODELS[0], args.teacher))
     tokenizer = AutoTokenizer.from_pretrained(student)

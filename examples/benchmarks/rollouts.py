@@ -32,6 +32,7 @@ from trl_xtok.serving.server import VLLMServer
 from trl_xtok.training.rollouts import generate_completions
 from trl_xtok.training.served_student import saved_for_server
 
+from .arguments import at_least_one
 from .report import machine_line, markdown_table, number
 
 
@@ -100,10 +101,10 @@ VARIANTS = {"plain": in_order, "sorted": by_length, "static": static, "continuou
 def read_arguments() -> argparse.Namespace:
     """What is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64, help="most tokens of a completion")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[4, 16], help="completions at a time")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--prompts", type=at_least_one, default=16)
+    parser.add_argument("--tokens", type=at_least_one, default=64, help="most tokens of a completion")
+    parser.add_argument("--batch-size", type=at_least_one, nargs="+", default=[4, 16], help="completions at a time")
+    parser.add_argument("--repeats", type=at_least_one, default=3)
     parser.add_argument(
         "--server", help="address of a vLLM server with the model, started with VLLM_SERVER_DEV_MODE=1"
     )

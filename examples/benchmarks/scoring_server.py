@@ -17,6 +17,8 @@ from trl_xtok.serving.models import find_model
 from trl_xtok.serving.scores import Completion, ServedScorer
 from trl_xtok.serving.server import VLLMServer
 
+from .arguments import at_least_one, at_least_zero
+
 
 def sequences(count: int, length: int) -> list[list[int]]:
     """Ids that every vocabulary of some size has, none of them special."""
@@ -46,8 +48,10 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="address of the server")
-    parser.add_argument("--length", type=int, default=128, help="ids of a sequence")
-    parser.add_argument("--top_k", type=int, nargs="+", default=[0, 20, 100], help="likeliest tokens of each place")
+    parser.add_argument("--length", type=at_least_one, default=128, help="ids of a sequence")
+    parser.add_argument(
+        "--top_k", type=at_least_zero, nargs="+", default=[0, 20, 100], help="likeliest tokens of each place"
+    )
     args = parser.parse_args()
     client = VLLMServer(args.url, timeout=600.0, deadline=600.0)
     model = find_model(client).name

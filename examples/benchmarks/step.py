@@ -36,6 +36,7 @@ from tests import real_tokenizers
 from tests.training.tiny_models import save, tiny_model
 from trl_xtok import CrossTokenizerGKDConfig, CrossTokenizerGKDTrainer
 
+from .arguments import at_least_one
 from .report import machine_line, markdown_table, number
 
 
@@ -210,9 +211,11 @@ def draw(results: Sequence[Result], path: Path) -> None:
 def read_arguments() -> argparse.Namespace:
     """What is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 32, 128], help="length of every completion")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[8, 4, 2])
-    parser.add_argument("--steps", type=int, default=3, help="the shortest counts; one more is taken before")
+    parser.add_argument(
+        "--tokens", type=at_least_one, nargs="+", default=[64, 32, 128], help="length of every completion"
+    )
+    parser.add_argument("--batch-size", type=at_least_one, nargs="+", default=[8, 4, 2])
+    parser.add_argument("--steps", type=at_least_one, default=3, help="the shortest counts; one more is taken before")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for benchmark_step.svg")
     parser.add_argument("--only", nargs="+", choices=list(TRAINERS), default=list(TRAINERS), metavar="NAME")
     return parser.parse_args()

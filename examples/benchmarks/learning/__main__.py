@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import at_least_one, at_least_zero, positive
 from .arms import ARMS, BATCH, TEACHER_NAME, Setting
 from .prepare import Amounts, prepare
 from .report import draw, tables
@@ -29,13 +30,15 @@ def read_arguments() -> argparse.Namespace:
     """What is compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=120, help="of every arm but SFT, which takes more")
-    parser.add_argument("--learning-rate", type=float, nargs="+", help="instead of each arm's own; all are tried")
+    parser.add_argument("--seeds", type=at_least_zero, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=at_least_one, default=120, help="of every arm but SFT, which takes more")
+    parser.add_argument("--learning-rate", type=positive, nargs="+", help="instead of each arm's own; all are tried")
     parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME")
-    parser.add_argument("--teacher-steps", type=int, default=2000)
-    parser.add_argument("--student-texts", type=int, default=4000, help="that a student has read before the arms")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, on one core each")
+    parser.add_argument("--teacher-steps", type=at_least_one, default=2000)
+    parser.add_argument(
+        "--student-texts", type=at_least_one, default=4000, help="that a student has read before the arms"
+    )
+    parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="runs at a time, on one core each")
     parser.add_argument("--output", type=Path, default=Path("out/learning"))
     parser.add_argument("--charts", type=Path, default=Path("docs"), help="folder for benchmark_learning_*.svg")
     return parser.parse_args()
