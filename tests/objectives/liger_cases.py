@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.objectives.plain import assert_same_with_gradients, plain_logps
+from tests.objectives import plain
+from tests.objectives.plain import TensorSizes, assert_same_with_gradients, plain_logps
 from trl_xtok.objectives import LMHead, token_logps
 
 
@@ -159,3 +160,22 @@ def test_no_gradient_is_kept_where_none_is_needed():
     with torch.no_grad():
         logps = token_logps(hidden, weight, targets, backend="liger")
     assert not logps.requires_grad
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+def test_logits_of_a_block_and_a_gradient_of_a_head_that_trains(trains):
+    tokens, vocab, width, block_size = 64, 500, 8, 4
+    hidden, weight, _, targets, upstream = plain.operands(tokens, vocab, width, trains=trains)
+    with TensorSizes() as sizes:
+        token_logps(hidden, weight, targets, block_size=block_size, backend="liger").backward(upstream)
+    # Liger computes a block's gradient in the place of its logits; beside it there are a few numbers per token.
+    allowed = 3 * block_size * vocab + 4 * tokens * width
+    assert block_size * vocab <= sizes.peak < allowed + (3 * vocab * width if trains else 0) < tokens * vocab
+
+
+def test_a_frozen_head_has_no_gradient_buffer():
+    tokens, vocab, width = 4, 500, 64
+    hidden, weight, _, targets, upstream = plain.operands(tokens, vocab, width, trains=False)
+    with TensorSizes() as sizes:
+        token_logps(hidden, weight, targets, block_size=1, backend="liger").backward(upstream)
+    assert sizes.peak < vocab * width / 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.objectives.plain import assert_same_with_gradients, operands, plain_logits
+from tests.objectives.plain import TensorSizes, assert_same_with_gradients, operands, plain_logits
 from trl_xtok.errors import ConfigError
 from trl_xtok.objectives import EventMap, LMHead, generalized_jsd, liger_jsd, use_liger_jsd, vocab_jsd
 
@@ -46,6 +46,28 @@ def test_a_frozen_head_gets_no_gradient():
     assert sides[1].weight.grad is None
     with torch.no_grad():
         assert not liger_jsd(*pair(trains=True), beta=0.5, temperature=1.0).requires_grad
+
+
+def peak(tokens, vocab, width, block_size, *, trains):
+    hidden, weight, *_ = operands(tokens, vocab, width, trains=trains)
+    teacher_hidden, teacher_weight, *_ = operands(tokens, vocab, width, trains=False, seed=1)
+    sides = hidden, LMHead(weight), teacher_hidden.detach(), LMHead(teacher_weight)
+    with TensorSizes() as sizes:
+        liger_jsd(*sides, beta=0.5, temperature=1.0, block_size=block_size).backward()
+    return sizes.peak
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+def test_logits_of_a_block_and_a_gradient_of_a_head_that_trains(trains):
+    tokens, vocab, width, block_size = 512, 500, 8, 4
+    others = 3 * tokens * width + (3 * vocab * width if trains else 0)
+    # Several tensors of a block, ten at most.
+    found = peak(tokens, vocab, width, block_size, trains=trains)
+    assert block_size * vocab < found <= others + 10 * block_size * vocab < tokens * vocab
+
+
+def test_a_frozen_head_has_no_gradient_buffer():
+    assert peak(4, 500, 256, 1, trains=False) < 500 * 256 / 2
 
 
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])

@@ -66,9 +66,11 @@ class TensorSizes(TorchDispatchMode):
 
     def _watch(self, tensor, inputs):
         pointer = tensor.untyped_storage().data_ptr()
-        if pointer not in {each.untyped_storage().data_ptr() for each in inputs}:
-            self._born.add(pointer)
         self._alive[id(tensor)] = weakref.ref(tensor)
+        if any(pointer == each.untyped_storage().data_ptr() for each in inputs):
+            # Nothing is larger than before.
+            return
+        self._born.add(pointer)
         tensors = [found for each in self._alive.values() if (found := each()) is not None]
         self._alive = {id(each): weakref.ref(each) for each in tensors}
         sizes = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() // 4 for each in tensors}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.objectives.plain import TensorSizes
 from trl_xtok.objectives import LMHead, probability_of_any, token_logps
 
 
@@ -32,3 +33,11 @@ def test_half_precision_fits_the_log_prob_beside_it(dtype):
     expected = (hidden @ weight.T).float().softmax(-1)[:, tokens].sum(-1)
     actual = probability_of_any(hidden, LMHead(weight), tokens, targets, known)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_no_logits_but_those_of_the_set():
+    rows, vocab, width = 50, 6000, 16
+    hidden, weight = torch.randn(rows, width), torch.randn(vocab, width)
+    with TensorSizes() as sizes:
+        probability_of_any(hidden, LMHead(weight), torch.arange(20), torch.arange(rows), torch.full((rows,), -1.0))
+    assert sizes.peak < 8 * rows * max(width, 20) < rows * vocab / 2
