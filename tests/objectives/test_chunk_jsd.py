@@ -84,6 +84,22 @@ def test_the_gradient_of_a_certain_chunk_is_finite(logp, temperature):
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
+@pytest.mark.parametrize("beta", BETAS)
+def test_a_chunk_more_certain_than_one_in_a_million_counts_as_that(beta, temperature):
+    """Before the temperature, which would move the bound."""
+    options = {"beta": beta, "temperature": temperature}
+    student, teacher = (
+        torch.zeros(len(CHUNKS), dtype=torch.float64, requires_grad=True),
+        torch.full((3,), -1.0).double(),
+    )
+    losses = chunk_jsd(student, teacher, CHUNKS, **options)
+    of_bound = torch.zeros(len(CHUNKS), dtype=torch.float64)
+    of_bound[[0, 2, 4]] = -1e-6
+    torch.testing.assert_close(losses, plain(of_bound, teacher, **options), atol=1e-12, rtol=1e-6)
+    assert not torch.autograd.grad(losses.sum(), student)[0].any()
+
+
 @pytest.mark.parametrize("beta", BETAS)
 def test_equal_chunks_cost_nothing_and_pull_nowhere(beta):
     student = torch.tensor([-0.3, -0.2, -1.5], requires_grad=True)

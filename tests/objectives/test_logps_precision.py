@@ -119,3 +119,33 @@ def test_a_token_that_is_almost_certain_keeps_the_digits_of_its_gradient(trains)
 
     for actual, exact in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
         assert (actual - exact).norm() < 1e-5 * exact.norm()
+
+
+def test_a_loss_scaler_finds_the_gradient_of_a_sure_token_in_float16():
+    """p = 1 - 2e-7: the derivative is below what float16 holds, and the scaled gradient is not."""
+    states, weight = torch.zeros(1, 8, dtype=torch.float16), torch.zeros(500, 8, dtype=torch.float16)
+    states[0, 0], weight[0, 0] = 4.0, 5.5
+    states.requires_grad_()
+    token_logps(states, weight, torch.tensor([0])).backward(torch.tensor([2.0**16]))
+    exact = states.detach().double().requires_grad_()
+    token_logps(exact, weight.double(), torch.tensor([0])).backward(torch.tensor([2.0**16], dtype=torch.float64))
+    torch.testing.assert_close(states.grad.double(), exact.grad, atol=0, rtol=2**-9)
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trainable head"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("tokens", "vocab"), [(100, 4000), (600, 40)], ids=["along the vocabulary", "along tokens"])
+def test_many_tiles_add_up_in_float32(tokens, vocab, dtype, trains):
+    """As near as few tiles: nothing is rounded to half precision between them."""
+    states, weight, _, targets, upstream = operands(tokens, vocab, 16, trains=False)
+    states, weight = states.detach().to(dtype), (weight / 4).to(dtype)
+
+    def gradients(block_size):
+        inputs = [states.clone().requires_grad_(), weight.clone().requires_grad_(trains)]
+        logps = token_logps(*inputs, targets, block_size=block_size)
+        return torch.autograd.grad(logps, inputs[: 1 + trains], upstream)
+
+    for many, few in zip(gradients(2), gradients(tokens), strict=True):
+        error = (many.float() - few.float()).norm() / few.float().norm() / torch.finfo(dtype).eps
+        # A frozen head rounds probabilities relative to the largest so far, and the other one as they are.
+        assert error < (0.5 if trains else 0.25)

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, rollouts, scored_step
+from tests.training.fixed_rollouts import FixedTrainer, loss_and_gradients, raw, rollouts, scored_step, stop, text
 from tests.training.reference import Reference
 from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
 from tests.training.vocab_reference import VocabReference
 from trl_xtok.errors import ConfigError
+from trl_xtok.training.objective import student_scores
 
 
 # Between the probabilities that random models of 49,216 tokens have.
@@ -71,9 +72,9 @@ class JoiningAligner:
 
 @pytest.fixture
 def build(tmp_path, padded_student_path, teacher_path):
-    def build_trainer(objective, **changes):
+    def build_trainer(objective, teacher=teacher_path, **changes):
         args = tiny_args(tmp_path, objective=objective, **{"max_lookahead": LIMIT} | changes)
-        trainer = tiny_trainer(padded_student_path, teacher_path, args, trainer_class=FixedTrainer)
+        trainer = tiny_trainer(padded_student_path, teacher, args, trainer_class=FixedTrainer)
         trainer.rollouts = rollouts()
         return trainer
 
@@ -107,6 +108,27 @@ def test_loss_and_gradients_equal_the_reference(build, objective, batch_size, op
     for name, gradient in reference.gradients().items():
         largest = float(gradient.abs().max())
         torch.testing.assert_close(gradients[name], gradient.float(), atol=1e-5 * largest, rtol=1e-4)
+
+
+def test_no_cut_where_dropped_text_stands_between(build, byteless_teacher_path):
+    """The student then goes on from what was dropped, which the teacher has not read."""
+    trainer = build("chunk_rkl", teacher=byteless_teacher_path)
+    # The teacher spells " then" as " the" and "n".
+    trainer.rollouts = {PROMPTS[0]: text(" the") + raw(b"\xc3") + text("n") + stop()}
+    (batch,) = scored_step(trainer, PROMPTS[:1], 1)
+    assert batch.chunks.tolist() == [0, -1, 1, 2]
+    assert trainer.aligner.undoing(batch.rollouts[0].alignment.teacher_ids[0])
+    assert not batch.cuts
+
+
+def test_a_tokenizer_may_have_more_tokens_than_its_model(build):
+    trainer = build("chunk_rkl")
+    (batch,) = scored_step(trainer, PROMPTS, len(PROMPTS))
+    expected = student_scores(trainer.model, batch, trainer.objective, trainer.args).joins
+    assert expected.any()
+    rows = len(trainer.model.get_output_embeddings().weight)
+    batch.cuts = [cuts._replace(undoing=torch.cat([cuts.undoing, torch.tensor([rows])])) for cuts in batch.cuts]
+    assert student_scores(trainer.model, batch, trainer.objective, trainer.args).joins.equal(expected)
 
 
 def test_the_share_of_joined_cuts_is_logged(build):

@@ -62,9 +62,12 @@ def test_the_coin_is_that_of_the_step(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100], ids=["micro-batches of one", "ragged", "one micro-batch"])
-def test_cross_entropy_alone_is_that_of_the_completion(build, batch_size):
-    """What `SFTTrainer` trains on: the mean over the tokens after the prompt, with the end of the text."""
-    trainer = build(objective="chunk_rkl", crossentropy_weight=0.7)
+def test_cross_entropy_alone_is_that_of_the_completion(build, byteless_teacher_path, batch_size):
+    """What `SFTTrainer` trains on: the mean over the tokens after the prompt, with the end of the text.
+
+    Also of those that the teacher, which is not asked, could not spell.
+    """
+    trainer = build(byteless_teacher_path, objective="chunk_rkl", crossentropy_weight=0.7)
     rows = list(trainer.train_dataset)
     actual, gradients = gradients_of(trainer, rows, batch_size)
     reference, logps = Reference(trainer), []

@@ -1,5 +1,7 @@
 """Objectives that compare next-token distributions: against the slow reference, in micro-batches, and refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from tests.training.reference import Reference
 from tests.training.tiny_models import PROMPTS, prompt_dataset, tiny_args, tiny_trainer
 from tests.training.vocab_reference import VocabReference
 from trl_xtok.errors import ConfigError
+from trl_xtok.training.objective import student_scores, token_losses
 from trl_xtok.training.trl_compat import GKDTrainer
 
 
@@ -92,6 +95,22 @@ def test_chunks_that_begin_with_different_events_are_credited_in_full(build):
     longer = starts.events[~starts.one_to_one]
     assert (longer >= 0).any()
     assert (longer < 0).any()
+
+
+@pytest.mark.parametrize("objective", ["hybrid", "prefix_jsd"])
+def test_a_chunk_of_one_token_without_a_common_event_is_credited(build, objective):
+    """Whatever its tokens are: two vocabularies can spell one text with tokens that are nobody's counterpart."""
+    trainer = build(objective)
+    (batch,) = scored_step(trainer, PROMPTS, len(PROMPTS))
+    starts = batch.starts.tokens[batch.starts.one_to_one]
+    scores = student_scores(trainer.model, batch, trainer.objective, trainer.args)
+    _, _, usual = token_losses(scores, batch, trainer.objective, trainer.args)
+    assert not usual.scored[starts[batch.starts.events[batch.starts.one_to_one] >= 0]].any()
+    batch.starts = replace(batch.starts, events=torch.full_like(batch.starts.events, -1))
+    _, _, credited = token_losses(scores, batch, trainer.objective, trainer.args)
+    assert credited.scored[starts].all()
+    log_ratios = batch.teacher_logps[batch.chunks[starts]] - scores.logps.detach()[starts]
+    torch.testing.assert_close(credited.advantages[starts], log_ratios.clamp(-10, 10))
 
 
 @pytest.mark.parametrize("beta", BETAS)

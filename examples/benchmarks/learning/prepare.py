@@ -73,16 +73,23 @@ def _train_teacher(folder: Path, name: str, side: str, task: str, steps: int) ->
 def _write(folder: Path, task: str, amounts: Amounts) -> None:
     """Texts of the teacher, sampled as a student samples; the first ones are for the cold start."""
     model, tokenizer = load(folder / TEACHER_NAME)
-    source = list(islice(problems(task, "written", held_out=False), amounts.student_texts + amounts.written))
+    source, wanted = problems(task, "written", held_out=False), amounts.student_texts + amounts.written
     rows, flops_per_text = [], 0.0
-    for start in range(0, len(source), 512):
-        prompts = [problem.prompt for problem in source[start : start + 512]]
+    # Some texts do not end.
+    for start in range(0, 2 * wanted, 512):
+        if len(rows) >= wanted:
+            break
+        prompts = [problem.prompt for problem in islice(source, 512)]
         # Counting slows it down, and one batch is like the other.
         with FlopCounterMode(display=False) if start == 0 else nullcontext() as counter:
             texts = write(model, tokenizer, prompts, task, do_sample=True, top_k=0)
         flops_per_text = counter.get_total_flops() / len(prompts) if counter else flops_per_text
         rows += [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=True) if text]
-    cold, fresh = rows[: amounts.student_texts], rows[amounts.student_texts :]
+    if len(rows) < wanted:
+        raise SystemExit(
+            f"Only {len(rows)} texts of the teacher ended. It needs more than {amounts.teacher_steps} steps."
+        )
+    cold, fresh = rows[: amounts.student_texts], rows[amounts.student_texts : wanted]
     (folder / "flops_per_text.json").write_text(json.dumps(flops_per_text))
     _dump(cold, folder / "cold_start.jsonl")
     _dump(fresh, folder / "written.jsonl")
