@@ -206,6 +206,7 @@ ARMS: dict[str, Arm] = {
     "hybrid": _arm(ours, objective="hybrid", **_REVERSE),
     "prefix_jsd": _arm(ours, objective="prefix_jsd", **_REVERSE),
     "prefix_jsd, 1e-3": Arm(partial(ours, objective="prefix_jsd", **_REVERSE), learning_rate=1e-3),
+    "prefix_jsd, 2e-3": Arm(partial(ours, objective="prefix_jsd", **_REVERSE), learning_rate=2e-3),
     "prefix_jsd, as cut": _arm(ours, objective="prefix_jsd", max_lookahead=1.0, **_REVERSE),
     # "Joined" is over cuts that the student would mostly have undone; `prefix_jsd` and "position" do so by themselves.
     "chunk_rkl, joined": _arm(ours, max_lookahead=0.1),
