@@ -185,15 +185,22 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
     first = results[0]
     figure, panels = pyplot.subplots(1, 2, sharey=True, figsize=(10, 4))
+    ends: list[list[tuple[float, float, str, str]]] = [[], []]
     for name in dict.fromkeys(result.trainer for result in results):
         colour = "#f58518" if name.startswith("TRL") else "#4c78a8"
         style = {"color": colour, "marker": "o", "linestyle": "--" if name.endswith("one tokenizer") else "-"}
         own = [result for result in results if result.trainer == name]
         by_length = sorted((r.tokens, r.seconds) for r in own if r.completions == first.completions)
         by_number = sorted((r.completions, r.seconds) for r in own if r.tokens == first.tokens)
-        for panel, points in zip(panels, (by_length, by_number), strict=True):
+        for panel, points, labels in zip(panels, (by_length, by_number), ends, strict=True):
             panel.plot(*zip(*points, strict=True), label=name, **style)
-            panel.annotate(f" {name}", points[-1], fontsize=7, color=colour, va="bottom")
+            labels.append((points[-1][1], points[-1][0], name, colour))
+    gap = max(result.seconds for result in results) / 25
+    for panel, labels in zip(panels, ends, strict=True):
+        height = 0.0
+        for seconds, place, name, colour in sorted(labels):
+            height = max(seconds, height + gap)
+            panel.text(place, height, f"   {name}", fontsize=7, color=colour, va="center")
     panels[0].set_xlabel(f"tokens of each of {first.completions} completions")
     panels[1].set_xlabel(f"completions of {first.tokens} tokens")
     panels[0].set_ylabel("seconds per optimizer step")
