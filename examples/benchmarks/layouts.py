@@ -220,8 +220,6 @@ def main() -> None:
     given = dict(each.partition("=")[::2] for each in args.assume)
     if unknown := given.keys() - known:
         parser.error(f"nothing called {', '.join(unknown)} is assumed, but {', '.join(sorted(known))}")
-    if min(args.prompt, args.completion, *args.batch) < 1:
-        parser.error("--prompt, --completion and --batch must be at least 1")
     try:
         assumed = replace(Assumptions(), **{name: float(value) for name, value in given.items()})
         plan = Plan(find_model(args.student), find_model(args.teacher), args.prompt, args.completion, assumed)

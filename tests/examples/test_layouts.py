@@ -134,7 +134,7 @@ def test_numbers_of_ones_own(tmp_path, monkeypatch, capsys):
     assert table in printed("--assume", "train_mfu=0.175", "--batch", "8")
     for argv, error in (
         (("--assume", "mfu=1"), "nothing called mfu is assumed"),
-        (("--batch", "0"), "must be at least 1"),
+        (("--batch", "0"), "argument --batch: '0' is no whole number of at least 1"),
         (("--student", "Qwen2.5-32B"), "has no room for the keys and values of a text of 2048 tokens"),
     ):
         with pytest.raises(SystemExit):

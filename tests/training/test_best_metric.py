@@ -58,7 +58,7 @@ def test_a_loss_that_rises_while_the_student_improves_is_refused(objective, metr
     "changes",
     [
         {"objective": "chunk_jsd"},
-        {"objective": "hybrid", "chunk_weight": 0.0},
+        {"objective": "prefix_jsd", "chunk_weight": 0.0},
         {"objective": "chunk_rkl", "eval_on_dataset": True},
     ],
 )

@@ -91,11 +91,20 @@ def test_noncanonical_and_stopped_rollouts_are_counted(logged):
 def test_the_loss_in_its_two_parts(logged, teacher_path, objective):
     options = {"objective": objective, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     log, _ = logged(rollouts(), teacher_path, chunk_weight=0.5, **options)
-    without, _ = logged(rollouts(), teacher_path, chunk_weight=0.0, **options)
-    assert log["matched_loss"] + log["unmatched_loss"] == pytest.approx(log["loss"], abs=1e-4)
-    assert log["matched_loss"] == pytest.approx(without["loss"], abs=1e-4)
+    twice, _ = logged(rollouts(), teacher_path, chunk_weight=1.0, **options)
+    for each in (log, twice):
+        assert each["matched_loss"] + each["unmatched_loss"] == pytest.approx(each["loss"], abs=1e-4)
+    assert log["matched_loss"] == pytest.approx(twice["matched_loss"], abs=1e-4)
     assert abs(log["unmatched_loss"]) > 1e-3
+    assert 2 * log["unmatched_loss"] == pytest.approx(twice["unmatched_loss"], abs=1e-4)
+
+
+def test_a_loss_without_credit_is_the_divergence(logged, teacher_path):
+    options = {"objective": "prefix_jsd", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    log, _ = logged(rollouts(), teacher_path, **options)
+    without, _ = logged(rollouts(), teacher_path, chunk_weight=0.0, **options)
     assert without["unmatched_loss"] == 0
+    assert without["matched_loss"] == without["loss"] == pytest.approx(log["matched_loss"], abs=1e-4)
 
 
 def test_the_losses_of_both_kinds_of_steps_are_told_apart(tmp_path, padded_student_path, teacher_path):
