@@ -173,16 +173,16 @@ def _cut_at_random(alignment: Alignment, random: Random) -> Alignment:
     return replace(alignment, teacher_chunks=chunks)
 
 
-def _arm(build: Callable[..., Trainer], **options: Any) -> Arm:
-    return Arm(partial(build, **options))
+def _arm(build: Callable[..., Trainer], *, learning_rate: float = 3e-4, **options: Any) -> Arm:
+    return Arm(partial(build, **options), learning_rate)
 
 
 _REVERSE: dict[str, Any] = {"beta": 1.0}
 ARMS: dict[str, Arm] = {
     "SFT on the teacher's texts": Arm(sft, learning_rate=1e-3, longer=2, reads=True),
     # At 1e-4 it solves nothing any more.
-    "TRL GOLD, observed merge": Arm(partial(gold, merge="observed"), learning_rate=1e-5),
-    "TRL GOLD, bayesian merge": Arm(partial(gold, merge="bayesian"), learning_rate=1e-5),
+    "TRL GOLD, observed merge": _arm(gold, learning_rate=1e-5, merge="observed"),
+    "TRL GOLD, bayesian merge": _arm(gold, learning_rate=1e-5, merge="bayesian"),
     "chunk_rkl, proportional": _arm(ours, credit="proportional"),
     "chunk_rkl, additive": _arm(ours, credit="additive"),
     "chunk_rkl, uniform": _arm(ours, credit="uniform"),
@@ -192,26 +192,27 @@ ARMS: dict[str, Arm] = {
     "chunk_rkl, position baseline": _arm(ours, advantage_baseline="position"),
     "chunk_rkl, position baseline, as cut": _arm(ours, advantage_baseline="position", max_lookahead=1.0),
     "chunk_rkl, 1:1 chunks only": _arm(ours, one_to_one_only=True),
+    "chunk_rkl, at most two tokens": _arm(ours, max_chunk_tokens=2),
+    "chunk_rkl, no white space": _arm(ours, drop_whitespace=True),
     "chunk_rkl, random alignment": _arm(randomly_aligned, credit="proportional"),
     # At this rate the student leaves its own tokenization; then what is there against it.
-    "chunk_rkl, 2e-3": Arm(ours, learning_rate=2e-3),
-    "chunk_rkl, text, 2e-3": Arm(partial(ours, segmentation="text"), learning_rate=2e-3),
-    "chunk_rkl, guard, 2e-3": Arm(partial(ours, canonical_guard=2.0), learning_rate=2e-3),
-    "chunk_rkl, clip, 2e-3": Arm(partial(ours, advantage_clip=1.0), learning_rate=2e-3),
-    "chunk_rkl, cross-entropy, 2e-3": Arm(
-        partial(ours, lmbda=0.8, seq_kd=True, crossentropy_weight=0.1), learning_rate=2e-3
-    ),
-    "chunk_jsd": Arm(partial(ours, objective="chunk_jsd", **_REVERSE), learning_rate=1e-3),
+    "chunk_rkl, 2e-3": _arm(ours, learning_rate=2e-3),
+    "chunk_rkl, text, 2e-3": _arm(ours, learning_rate=2e-3, segmentation="text"),
+    "chunk_rkl, guard, 2e-3": _arm(ours, learning_rate=2e-3, canonical_guard=2.0),
+    "chunk_rkl, clip, 2e-3": _arm(ours, learning_rate=2e-3, advantage_clip=1.0),
+    "chunk_rkl, cross-entropy, 2e-3": _arm(ours, learning_rate=2e-3, lmbda=0.8, seq_kd=True, crossentropy_weight=0.1),
+    "chunk_jsd": _arm(ours, learning_rate=1e-3, objective="chunk_jsd", **_REVERSE),
     "shared_vocab_jsd": _arm(ours, objective="shared_vocab_jsd", **_REVERSE),
     "hybrid": _arm(ours, objective="hybrid", **_REVERSE),
+    "hybrid, chunk_weight 0.1": _arm(ours, objective="hybrid", chunk_weight=0.1, **_REVERSE),
     "prefix_jsd": _arm(ours, objective="prefix_jsd", **_REVERSE),
-    "prefix_jsd, 1e-3": Arm(partial(ours, objective="prefix_jsd", **_REVERSE), learning_rate=1e-3),
-    "prefix_jsd, 2e-3": Arm(partial(ours, objective="prefix_jsd", **_REVERSE), learning_rate=2e-3),
+    "prefix_jsd, 1e-3": _arm(ours, learning_rate=1e-3, objective="prefix_jsd", **_REVERSE),
+    "prefix_jsd, 2e-3": _arm(ours, learning_rate=2e-3, objective="prefix_jsd", **_REVERSE),
     "prefix_jsd, as cut": _arm(ours, objective="prefix_jsd", max_lookahead=1.0, **_REVERSE),
     # "Joined" is over cuts that the student would mostly have undone; `prefix_jsd` and "position" do so by themselves.
     "chunk_rkl, joined": _arm(ours, max_lookahead=0.1),
-    "chunk_jsd, joined": Arm(partial(ours, objective="chunk_jsd", max_lookahead=0.1, **_REVERSE), learning_rate=1e-3),
-    "hybrid, joined": Arm(partial(ours, objective="hybrid", max_lookahead=0.1, **_REVERSE), learning_rate=1e-3),
+    "chunk_jsd, joined": _arm(ours, learning_rate=1e-3, objective="chunk_jsd", max_lookahead=0.1, **_REVERSE),
+    "hybrid, joined": _arm(ours, learning_rate=1e-3, objective="hybrid", max_lookahead=0.1, **_REVERSE),
     "one tokenizer: exact_jsd": Arm(
         partial(ours, teacher=SAME_TOKENIZER, objective="exact_jsd", **_REVERSE),
         learning_rate=1e-3,
